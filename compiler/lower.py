@@ -1,0 +1,531 @@
+"""Graph to Program: the float network becomes integers, additions and shifts.
+
+Between two integer tensors a Graph has only affine functions (a convolution's scale, batch norm),
+ReLU and a quantiser: together one staircase (`arith.staircase`). What takes a decision is the
+residual stream, whose unit and width are chosen for each stage before anything is emitted:
+
+1. Every addend of a stage is ``scale * step`` times its accumulator. Where these are one number
+   times powers of two, the finest is the stage's unit and the additions are exact after a shift.
+2. The pool in front of a stage fixes its unit up to powers of two: ``unit / 36 * 2**n``.
+3. The stage's width holds what calibration images drive it to, and one bit more; without images
+   what its batch norms' moments allow. Where that is wider than ``residual_bits`` the unit
+   doubles, and finer addends are shifted right and rounded.
+4. An addend that no shift can align passes a signed division into the stage's unit.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from compiler import arith
+from compiler import graph as ir
+from compiler.arith import SCORE_BITS, Staircase
+from compiler.calibrate import calibrate
+from compiler.checkpoint import pack_signs
+from compiler.errors import LoweringError
+from compiler.graph import Float, Graph, Node
+from compiler.program import Add, Conv, Kind, Op, Pool, Program, Quantise, SumPixels, Tensor
+
+RESIDUAL_BITS = 16
+"""Widest residual stream, unless told otherwise: one word of the hardware's memories."""
+
+DEVIATIONS = 8.0
+"""Without images, a stream is taken to stay within so many standard deviations of its mean."""
+
+
+def lower(
+    graph: Graph,
+    activation_bits: int | None = None,
+    images: NDArray[np.uint8] | None = None,
+    residual_bits: int | None = RESIDUAL_BITS,
+) -> Program:
+    """Lower a Graph to a verified Program.
+
+    Parameters
+    ----------
+    activation_bits : int, optional
+        2 .. 8. Steps are calibrated anew where the Graph has none, or has another width.
+    images : (N, C, H, W) uint8, optional
+        Calibration images (of the training set). They choose steps, where steps are to be chosen,
+        and the widths of the residual streams.
+    residual_bits : int, optional
+        Upper bound of those widths; None for none.
+
+    Raises
+    ------
+    LoweringError
+        Naming the layer and what about it has no integer form.
+    """
+    graph = mean_before_head(quantised(graph, activation_bits, images))
+    emitter = _Emitter(graph, plan_streams(graph, images, residual_bits))
+    for node in graph.nodes:
+        emitter.emit(node)
+    return emitter.program().verify()
+
+
+def quantised(
+    graph: Graph, activation_bits: int | None = None, images: NDArray[np.uint8] | None = None
+) -> Graph:
+    """The Graph whose quantisers `lower` uses: its own, or calibrated ones (see `lower`)."""
+    own = [q for q in graph.all(ir.Quantiser) if not graph.reads_image(q)]
+    complete = all(q.step is not None for q in graph.all(ir.Quantiser))
+    if complete and activation_bits in (None, *{q.bits for q in own}):
+        return graph
+    if activation_bits is None:
+        message = f"{graph.network} has float activations: their width must be chosen"
+        raise LoweringError(message, "--activation-bits 4")
+    if not 2 <= activation_bits <= 8:
+        raise LoweringError(f"activation bits must be 2 to 8, not {activation_bits}")
+    return calibrate(graph, activation_bits, images)
+
+
+def mean_before_head(graph: Graph) -> Graph:
+    """Move a closing global mean in front of the 1x1 convolution and batch norms it follows.
+
+    All are linear, so the scores are the same and the convolution is done once, not once a pixel.
+    """
+    mean = graph.nodes[-1]
+    if not isinstance(mean, ir.GlobalMean):
+        return graph
+    tail: list[Node] = []
+    node = graph[mean.source]
+    while isinstance(node, ir.BatchNorm):
+        tail.insert(0, node)
+        node = graph[node.source]
+    if not isinstance(node, ir.Conv):
+        raise LoweringError(f"{mean.name}: the global mean must follow a convolution's batch norm")
+    if (node.kernel, node.stride, node.pads) != (1, 1, arith.Pads(0, 0, 0, 0)):
+        raise LoweringError(f"{node.name}: the head's convolution must be 1x1 without padding")
+    moved = [replace(mean, source=node.source), replace(node, source=mean.name), *tail]
+    names = {n.name for n in moved}
+    kept = [n for n in graph.nodes if n.name not in names]
+    return Graph(graph.network, (*kept, *moved), graph.labels)
+
+
+# -- affine functions between integer tensors ------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Affine:
+    """``slope * root + intercept``, (C,) each: a float node in terms of the node ``root``.
+
+    The root is a node that has an integer tensor of its own. For a convolution and a global mean
+    slope includes everything up to their source's integer q.
+    """
+
+    root: str
+    slope: Float
+    intercept: Float
+    relu: bool = False
+
+
+def affine(graph: Graph, name: str) -> Affine:
+    """Fold batch norms (and a ReLU behind them) back to the node that they are applied to.
+
+    A root's own step is not in it, but for a `Conv`, whose slope is that of its accumulator.
+    """
+    node = graph[name]
+    channels = graph.shapes[name][0]
+    match node:
+        case ir.BatchNorm():
+            inner = affine(graph, node.source)
+            if inner.relu:
+                raise LoweringError(f"{node.name}: a batch norm must not follow a ReLU directly")
+            slope = inner.slope * node.slope
+            return Affine(inner.root, slope, inner.intercept * node.slope + node.intercept)
+        case ir.Relu():
+            return replace(affine(graph, node.source), relu=True)
+        case ir.Conv():
+            slope = np.broadcast_to(node.scale * source_step(graph, node), channels)
+            return Affine(name, np.where(flipped(graph, node), -slope, slope), np.zeros(channels))
+        case _:
+            return Affine(name, np.ones(channels), np.zeros(channels))
+
+
+def source_step(graph: Graph, conv: ir.Conv) -> float:
+    """Real value of one unit of the integers that a convolution reads."""
+    source = graph[conv.source]
+    pixels = 1
+    if isinstance(source, ir.GlobalMean):
+        _, h, w = graph.shapes[source.source]
+        pixels, source = h * w, graph[source.source]
+    if not isinstance(source, ir.Quantiser) or source.step is None:
+        raise LoweringError(f"{conv.name}: the input of a convolution must be quantised")
+    return source.step / pixels
+
+
+def flipped(graph: Graph, conv: ir.Conv) -> NDArray[np.bool_]:
+    """Output channels whose weights are negated, so that the staircase behind them rises.
+
+    They are those whose batch norms, read by nothing else, multiply by less than 0.
+    """
+    sign = np.ones(graph.shapes[conv.name][0])
+    name = conv.name
+    while len(readers := graph.consumers(name)) == 1 and isinstance(readers[0], ir.BatchNorm):
+        sign = sign * readers[0].slope
+        name = readers[0].name
+    return sign < 0
+
+
+# -- residual streams ----------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class Stream:
+    """The residual stream of one stage, while its unit and width are being chosen.
+
+    Attributes
+    ----------
+    addends : dict
+        Stream node (where a sum stands) to what is added there.
+    pool : AvgPool or None
+        Where the stream comes from; None for the first, which starts with its first addend.
+    reach : float
+        Largest absolute value that it has to hold, in real units.
+    """
+
+    pool: ir.AvgPool | None
+    addends: dict[str, Affine] = field(default_factory=dict)
+    reach: float = 0.0
+    unit: float = 1.0
+    bits: int = 2
+    right_shift: int = 0
+
+
+def stream_starts(graph: Graph) -> set[str]:
+    """The convolutions that a residual stream starts with."""
+    streams = [n.source for n in graph.nodes if isinstance(n, ir.Add | ir.AvgPool)]
+    return {affine(graph, name).root for name in streams if not _is_stream(graph[name])}
+
+
+def _is_stream(node: Node) -> bool:
+    return isinstance(node, ir.Add | ir.AvgPool)
+
+
+def plan_streams(
+    graph: Graph, images: NDArray[np.uint8] | None, residual_bits: int | None
+) -> dict[str, Stream]:
+    """Choose unit and width of every stage's stream; returns stream node to its Stream."""
+    starts = stream_starts(graph)
+    member: dict[str, Stream] = {}
+    order: list[tuple[Stream, Stream | None]] = []
+    for node in graph.nodes:
+        if node.name in starts:
+            member[node.name] = stream = Stream(None)
+            stream.addends[node.name] = affine(graph, node.name)
+            order.append((stream, None))
+        elif isinstance(node, ir.AvgPool):
+            member[node.name] = stream = Stream(node)
+            order.append((stream, member[_stream_source(graph, node, member)]))
+        elif isinstance(node, ir.Add):
+            member[node.name] = stream = member[_stream_source(graph, node, member)]
+            stream.addends[node.name] = _addend(graph, node)
+    for name, reach in _reaches(graph, member, images).items():
+        member[name].reach = max(member[name].reach, reach)
+    for stream, before in order:
+        _choose_unit(stream, before)
+        _fit(stream, before, residual_bits)
+    return member
+
+
+def _stream_source(graph: Graph, node: ir.Add | ir.AvgPool, member: dict[str, Stream]) -> str:
+    if node.source not in member:
+        kind = type(graph[node.source]).__name__
+        raise LoweringError(
+            f"{node.name}: a residual stream must start at a convolution, not at "
+            f"{node.source} ({kind})"
+        )
+    return node.source
+
+
+def _addend(graph: Graph, node: ir.Add) -> Affine:
+    addend = affine(graph, node.addend)
+    if not isinstance(graph[addend.root], ir.Conv) or addend.relu:
+        raise LoweringError(f"{node.name}: the addend must be a convolution, not {node.addend}")
+    return addend
+
+
+def _reaches(
+    graph: Graph, member: dict[str, Stream], images: NDArray[np.uint8] | None
+) -> dict[str, float]:
+    """Largest absolute value of each stream node, with a factor of two in hand, in real units.
+
+    From images what they drive it to; else the smaller of the exact bound (which needs nothing in
+    hand) and what the moments of the batch norms that read it allow.
+    """
+    if images is not None:
+        values = ir.run(graph, images, names=member)
+        return {name: 2.0 * float(np.abs(values[name]).max()) for name in member}
+    bounds: dict[str, float] = {}
+    for name, stream in member.items():
+        node = graph[name]
+        before = bounds[node.source] if isinstance(node, ir.Add | ir.AvgPool) else 0.0
+        added = _bound(graph, stream.addends[name]) if name in stream.addends else 0.0
+        bounds[name] = before + added
+    return {name: min(bounds[name], _likely(graph, name)) for name in member}
+
+
+def _bound(graph: Graph, addend: Affine) -> float:
+    """Largest absolute value an addend can take."""
+    low, high = _accumulator_range(graph, addend.root)
+    reach = np.abs(addend.slope) * max(-low, high) + np.abs(addend.intercept)
+    return float(reach.max())
+
+
+def _accumulator_range(graph: Graph, name: str) -> tuple[int, int]:
+    conv, pixels = graph[name], 1
+    if not isinstance(conv, ir.Conv):
+        raise LoweringError(f"{name}: must be a convolution")
+    source = graph[conv.source]
+    if isinstance(source, ir.GlobalMean):
+        _, h, w = graph.shapes[source.source]
+        pixels, source = h * w, graph[source.source]
+    if not isinstance(source, ir.Quantiser):
+        raise LoweringError(f"{name}: the input of a convolution must be quantised")
+    high = (1 << source.bits) - 1
+    if pixels > 1:
+        return arith.accumulator_range(conv.fan_in, 0, high * pixels, 0)
+    return arith.accumulator_range(conv.fan_in, 0, high, source.zero)
+
+
+def _likely(graph: Graph, name: str) -> float:
+    """Twice `DEVIATIONS` from the mean, by the moments of the batch norms that read a node."""
+    norms = [node for node in graph.consumers(name) if isinstance(node, ir.BatchNorm)]
+    spans = [np.abs(n.mean) + DEVIATIONS * np.sqrt(n.variance) for n in norms]
+    return 2.0 * max((float(span.max()) for span in spans), default=math.inf)
+
+
+def aligned(addend: Affine, unit: float) -> int | None:
+    """The j with ``addend == accumulator * unit * 2**j``, or None where there is none."""
+    slope = float(addend.slope[0])
+    if (addend.slope != slope).any() or addend.intercept.any() or slope <= 0:
+        return None
+    return arith.alignment_shift(slope, 1.0, unit)
+
+
+def _choose_unit(stream: Stream, before: Stream | None) -> None:
+    """The finest addend that aligns; where none does, the coarsest step of those that cannot."""
+    addends = list(stream.addends.values())
+    slopes = [float(np.abs(a.slope).max()) for a in addends]
+    if before is not None:
+        family = arith.pooled_unit(before.unit, 0)
+    else:  # the family most addends belong to
+        family = max(slopes, key=lambda u: sum(aligned(a, u) is not None for a in addends))
+    shifts = [j for a in addends if (j := aligned(a, family)) is not None]
+    coarsest = math.ceil(math.log2(max(slopes, default=family) / family))
+    stream.unit = family * 2.0 ** min(shifts, default=coarsest)
+
+
+def _fit(stream: Stream, before: Stream | None, residual_bits: int | None) -> None:
+    """Double the unit until the stream's width, and its pool's, are within ``residual_bits``."""
+    while True:
+        stream.bits = max(2, _width(stream.reach / stream.unit))
+        if before is not None:
+            ratio = stream.unit / arith.pooled_unit(before.unit, 0)
+            stream.right_shift = round(math.log2(ratio))
+            stream.bits = max(stream.bits, _pooled_width(before.bits, stream.right_shift))
+        fits = residual_bits is None or stream.bits <= residual_bits
+        if fits and stream.right_shift >= 0:
+            return
+        stream.unit *= 2.0
+
+
+def _width(reach: float) -> int:
+    high = math.ceil(reach)
+    return arith.bits_signed(-high, high)
+
+
+def _pooled_width(bits: int, right_shift: int) -> int:
+    """Width that holds the pooled answers of a stream of ``bits``."""
+    if right_shift < 0:
+        return bits
+    reach = int(arith.shift(arith.POOL_UNIT << (bits - 1), -right_shift))
+    return arith.bits_signed(-reach, reach - 1)
+
+
+# -- emission --------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class _Emitter:
+    """Operations and tensors in the order that the hardware runs them.
+
+    An addition follows its convolution directly, and what requantises either follows it directly;
+    a pool waits until the convolution whose addition needs it.
+    """
+
+    graph: Graph
+    streams: dict[str, Stream]
+    ops: list[Op] = field(default_factory=list)
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+    names: dict[str, str] = field(default_factory=dict)
+    """Graph node to the Program's tensor."""
+
+    def emit(self, node: Node) -> None:
+        """Emit the operations of one node; batch norms and ReLUs have none of their own."""
+        match node:
+            case ir.Input():
+                self._tensor(node.name, node.name, "image", (0, 255))
+            case ir.Quantiser():
+                self._quantise(node)
+            case ir.Conv():
+                self._conv(node)
+            case ir.Add():
+                self._add(node)
+            case ir.GlobalMean():
+                self._sum(node)
+
+    def program(self) -> Program:
+        """Close with the scores and assemble the whole."""
+        self._scores()
+        graph = self.graph
+        bits = {q.bits for q in graph.all(ir.Quantiser) if not graph.reads_image(q)}
+        if len(bits) != 1:
+            raise LoweringError(f"activations must be of one width, not {sorted(bits)}")
+        tensors = tuple(self.tensors.values())
+        return Program(graph.network, bits.pop(), tensors, tuple(self.ops), graph.labels)
+
+    def _tensor(
+        self,
+        node: str,
+        name: str,
+        kind: Kind,
+        bounds: tuple[int, int],
+        zero: int = 0,
+        step: float = 1.0,
+        shape: tuple[int, int, int] | None = None,
+    ) -> str:
+        shape = shape or self.graph.shapes[node]
+        self.tensors[name] = Tensor(name, kind, *shape, *bounds, zero, step)
+        self.names[node] = name
+        return name
+
+    def _root(self, name: str) -> tuple[Tensor, Affine]:
+        """A float node as an affine function of an integer tensor, slopes to its units."""
+        value = affine(self.graph, name)
+        if value.root not in self.names:
+            kind = type(self.graph[value.root]).__name__
+            raise LoweringError(f"{name}: {kind} {value.root} has no integer form here")
+        tensor = self.tensors[self.names[value.root]]
+        if tensor.kind == "residual" and isinstance(self.graph[value.root], ir.Conv):
+            # A stream's start: the slope of its accumulator is already in the stream's unit.
+            value = replace(value, slope=value.slope / affine(self.graph, value.root).slope)
+        if tensor.kind == "residual":
+            value = replace(value, slope=value.slope * tensor.step)
+        return tensor, value
+
+    def _quantise(self, node: ir.Quantiser) -> None:
+        source, value = self._root(node.source)
+        if value.relu and node.zero:
+            raise LoweringError(f"{node.name}: the quantiser of a ReLU must start at 0")
+        if node.step is None:
+            raise LoweringError(f"{node.name}: a quantiser must have a step")
+        steps = arith.staircase(value.slope, value.intercept, node.step, node.zero, node.bits)
+        steps = steps.restricted(source.low, source.high)
+        bounds = (0, (1 << node.bits) - 1)
+        self._tensor(node.name, node.name, "activation", bounds, node.zero, node.step)
+        self.ops.append(Quantise(node.name, source.name, node.name, steps))
+
+    def _conv(self, node: ir.Conv) -> None:
+        if not node.binary:
+            message = f"{node.name}: weights must be 1-bit, not {node.weights.dtype}"
+            raise LoweringError(message, "train with 1-bit weights")
+        self._emit_pool_for(node)
+        signs = np.where(flipped(self.graph, node)[:, None, None, None], -1, 1) * node.weights
+        bounds = _accumulator_range(self.graph, node.name)
+        value = affine(self.graph, node.name)
+        step = float(np.abs(value.slope).mean())
+        acc = self._tensor(node.name, f"{node.name}.acc", "accumulator", bounds, step=step)
+        source = self.names[node.source]
+        weights = pack_signs(signs.astype(np.int8)).tobytes()
+        scale = float(np.mean(node.scale))
+        self.ops.append(
+            Conv(node.name, source, acc, node.kernel, node.stride, node.pads, weights, scale)
+        )
+        if node.name in self.streams:
+            self._residual(node.name, f"{node.name}.r", None)
+
+    def _emit_pool_for(self, conv: ir.Conv) -> None:
+        """The pool whose answer the addition behind a convolution needs."""
+        for node in self.graph.all(ir.Add):
+            source = self.graph[node.source]
+            behind = affine(self.graph, node.addend).root == conv.name
+            if behind and isinstance(source, ir.AvgPool) and source.name not in self.names:
+                self._pool(source)
+
+    def _add(self, node: ir.Add) -> None:
+        self._residual(node.name, node.name, self.names[node.source])
+
+    def _residual(self, node: str, name: str, residual: str | None) -> None:
+        stream = self.streams[node]
+        addend = stream.addends[node]
+        acc = self.tensors[f"{addend.root}.acc"]
+        j, division = aligned(addend, stream.unit), None
+        if j is None:
+            j, division = 0, _division(addend, acc, stream)
+        half = 1 << (stream.bits - 1)
+        self._tensor(node, name, "residual", (-half, half - 1), step=stream.unit)
+        self.ops.append(Add(name, acc.name, residual, name, j, division))
+
+    def _pool(self, node: ir.AvgPool) -> None:
+        stream, source = self.streams[node.name], self.tensors[self.names[node.source]]
+        counts = arith.pool_counts((source.height, source.width), node.pads, node.count_padding)
+        if not np.isin(counts, (9, 6, 4)).all():
+            found = sorted(set(counts.ravel().tolist()) - {9, 6, 4})
+            raise LoweringError(
+                f"{node.name}: the pool's windows must hold 9, 6 or 4 pixels, not {found[0]}; "
+                f"the map is {source.height}x{source.width}"
+            )
+        half = 1 << (stream.bits - 1)
+        name = self._tensor(node.name, node.name, "residual", (-half, half - 1), step=stream.unit)
+        self.ops.append(
+            Pool(name, source.name, name, node.pads, node.count_padding, stream.right_shift)
+        )
+
+    def _sum(self, node: ir.GlobalMean) -> None:
+        source = self.tensors.get(self.names.get(node.source, ""))
+        if source is None or source.kind != "activation":
+            raise LoweringError(f"{node.name}: the global mean must read a quantised tensor")
+        pixels = source.height * source.width
+        bounds = (pixels * (source.low - source.zero), pixels * (source.high - source.zero))
+        name = f"{node.name.removesuffix('.mean')}.sum"
+        self._tensor(node.name, name, "sum", bounds, step=source.step / pixels)
+        self.ops.append(SumPixels(name, source.name, name))
+
+    def _scores(self) -> None:
+        """Signed 16-bit scores around ``zero``, one step for all classes."""
+        source, value = self._root(self.graph.output)
+        if source.kind != "accumulator" or value.relu:
+            raise LoweringError(f"{self.graph.output}: scores must come from a convolution")
+        step = score_step(value, source)
+        zero = 1 << (SCORE_BITS - 1)
+        steps = arith.staircase(value.slope, value.intercept, step, zero, SCORE_BITS)
+        steps = steps.restricted(source.low, source.high)
+        bounds = (0, (1 << SCORE_BITS) - 1)
+        self._tensor("scores", "scores", "score", bounds, zero, step, source.shape)
+        self.ops.append(Quantise("scores", source.name, "scores", steps))
+
+
+def _division(addend: Affine, acc: Tensor, stream: Stream) -> Staircase:
+    """The signed staircase that takes an accumulator to the stream's unit."""
+    reach = np.abs(addend.slope) * max(-acc.low, acc.high) + np.abs(addend.intercept)
+    bits = min(_width(float(reach.max()) / stream.unit), stream.bits)
+    zero = 1 << (bits - 1)
+    steps = arith.staircase(addend.slope, addend.intercept, stream.unit, zero, bits)
+    return steps.restricted(acc.low, acc.high)
+
+
+def score_step(value: Affine, acc: Tensor) -> float:
+    """The step of the scores: as fine as is of use, and no score can saturate.
+
+    Rounding a score costs half a step; rounding its divisor (``2**F * step/slope``) costs up to
+    ``reach * slope / (2 * 2**F * step)``. The sum of both is least where they are equal.
+    """
+    slope, reach = np.abs(value.slope), max(-acc.low, acc.high)
+    highest = float((slope * reach + np.abs(value.intercept)).max())
+    balanced = math.sqrt(highest * float(slope.max()) / (1 << arith.MAX_FRACTION_BITS))
+    return max(balanced, highest / ((1 << (SCORE_BITS - 1)) - 2), np.finfo(np.float64).tiny)

@@ -1,0 +1,629 @@
+"""From a Program to what one engine does: fused layers, memory plan, parameters, cycles.
+
+A layer of the engine is a convolution together with what finishes it (`Conv`, then `Add`, then
+`Quantise`), or a `Pool`. The head's `SumPixels` is computed by its convolution, one weight shared by
+all taps of a window as large as the map. The first convolution takes its window's three columns from
+one memory word, where the input writer puts them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from compiler import arith
+from compiler.arith import Staircase
+from compiler.errors import CapacityError
+from compiler.geometry import MAGIC, Geometry
+from compiler.program import Add, Conv, Pool, Program, Quantise, SumPixels, Tensor
+
+LAYER_FILL = 24
+"""Cycles from a layer's first window word to its first captured tile beyond the tile's own steps,
+plus those after the last tile until the last activation is written; measured, see docs/engine.md."""
+
+
+@dataclass(frozen=True, slots=True)
+class Param:
+    """Parameters of one output channel as the requantiser wants them (`Geometry.param_fields`)."""
+
+    bias: int
+    gain: int
+    keep: int
+    offset: int
+    divisor: int
+
+
+@dataclass(frozen=True, slots=True)
+class Region:
+    """A tensor's place in activation memory: word ``first`` and how many ``words``.
+
+    Activations: word ``first + (c // K) * H*W + y*W + x`` holds channels of pixel (x, y).
+    Residuals: word ``first + (c // R) * H*T + y*T + x // P`` with T tiles a row.
+    """
+
+    tensor: str
+    first: int
+    words: int
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """One record of the Image, what follows it there, and what is known about it.
+
+    Attributes
+    ----------
+    record : dict
+        `Geometry.record_fields` by name.
+    params : tuple
+        output_lanes `Param` a group; empty for pooling.
+    weights : bytes
+        Signs packed from (groups, steps, output_lanes, input_lanes); empty for pooling.
+    activation, residual : str or None
+        Tensors that stand in memory when the layer is done.
+    addsub, cycles : int
+        Additions it needs; cycles it is predicted to take.
+    """
+
+    name: str
+    record: Mapping[str, int]
+    params: tuple[tuple[Param, ...], ...]
+    weights: bytes
+    activation: str | None
+    residual: str | None
+    addsub: int
+    cycles: int
+
+    def signs(self, geometry: Geometry) -> NDArray[np.int8]:
+        """Weights in the hardware's order, (groups, steps, output_lanes, input_lanes)."""
+        shape = (
+            len(self.params),
+            self.record["weight_words"],
+            geometry.output_lanes,
+            geometry.input_lanes,
+        )
+        bits = np.unpackbits(np.frombuffer(self.weights, np.uint8), count=int(np.prod(shape)))
+        return (bits.astype(np.int8) * 2 - 1).reshape(shape)
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """A Program laid out for a Geometry."""
+
+    program: Program
+    geometry: Geometry
+    header: Mapping[str, int]
+    input_params: tuple[Param, ...]
+    layers: tuple[Layer, ...]
+    regions: tuple[Region, ...]
+
+    @property
+    def cycles(self) -> int:
+        """Predicted cycles from the first layer's start to the class."""
+        return sum(layer.cycles for layer in self.layers)
+
+    def region(self, tensor: str) -> Region:
+        return next(r for r in self.regions if r.tensor == tensor)
+
+
+def schedule(program: Program, geometry: Geometry) -> Schedule:
+    """Lay a Program out.
+
+    Raises
+    ------
+    CapacityError
+        Naming the layer, what it needs, what the geometry has, and what would fit.
+    """
+    if program.activation_bits != geometry.activation_bits:
+        raise CapacityError(
+            f"network {program.network} has {program.activation_bits}-bit activations, but the "
+            f"engine takes {geometry.activation_bits}",
+            f"--activation-bits {geometry.activation_bits}",
+        )
+    fused = _fuse(program)
+    regions = _plan_memory(program, fused, geometry)
+    builder = _Builder(program, geometry, {r.tensor: r for r in regions})
+    layers = tuple(builder.layer(f) for f in fused)
+    quantise_input = program.ops[0]
+    if not isinstance(quantise_input, Quantise):
+        raise CapacityError("the engine's first operation must quantise the image")
+    return Schedule(
+        program,
+        geometry,
+        builder.header(quantise_input),
+        builder.input_params(quantise_input),
+        layers,
+        regions,
+    )
+
+
+# -- fusing ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Fused:
+    """The operations of one engine layer and the tensors in memory it touches."""
+
+    name: str
+    op: Conv | Pool
+    source: str
+    first: bool = False
+    summed: bool = False
+    add: Add | None = None
+    quantise: Quantise | None = None
+
+    def reads(self) -> list[str]:
+        return [self.source, *([self.add.residual] if self.add and self.add.residual else [])]
+
+    def writes(self) -> list[str]:
+        if isinstance(self.op, Pool):
+            return [self.op.output]
+        return [op.output for op in (self.add, self.quantise) if op is not None]
+
+
+def _fuse(program: Program) -> list[Fused]:
+    fused: list[Fused] = []
+    ops = list(program.ops[1:])
+    summed: SumPixels | None = None
+    while ops:
+        op = ops.pop(0)
+        if isinstance(op, SumPixels):
+            summed = op
+        elif isinstance(op, Pool):
+            fused.append(Fused(op.name, op, op.source))
+        elif isinstance(op, Conv):
+            add = quantise = None
+            last = op.output
+            if ops and isinstance(ops[0], Add) and ops[0].source == last:
+                add = ops.pop(0)
+                last = add.output
+            if ops and isinstance(ops[0], Quantise) and ops[0].source == last:
+                quantise = ops.pop(0)
+            source = summed.source if summed else op.source
+            first = op.source == program.ops[0].output
+            fused.append(Fused(op.name, op, source, first, summed is not None, add, quantise))
+            summed = None
+        else:
+            raise CapacityError(
+                f"{op.name}: the engine does this only directly behind a convolution"
+            )
+    return fused
+
+
+# -- memory plan -------------------------------------------------------------------------------------
+
+
+def _tiles(width: int, geometry: Geometry) -> int:
+    return -(-width // geometry.pixel_lanes)
+
+
+def _groups(channels: int, geometry: Geometry) -> int:
+    """Groups of output lanes that fill whole steps of input lanes of whoever reads them."""
+    unit = max(geometry.input_lanes, geometry.output_lanes)
+    return -(-channels // unit) * unit // geometry.output_lanes
+
+
+def _input_plane(tensor: Tensor) -> int:
+    """Words of one slice of the input: every pixel, and two of guard at either end."""
+    return tensor.height * tensor.width + 4
+
+
+def _words(tensor: Tensor, first: bool, geometry: Geometry) -> int:
+    if tensor.kind == "residual":
+        planes = _groups(tensor.channels, geometry) * geometry.residual_words
+        return planes * tensor.height * _tiles(tensor.width, geometry)
+    if first:
+        return _input_plane(tensor) * arith.num_slices(tensor.bits, geometry.activation_bits)
+    return -(-tensor.channels // geometry.word_channels) * tensor.height * tensor.width
+
+
+def _plan_memory(
+    program: Program, fused: list[Fused], geometry: Geometry
+) -> tuple[Region, ...]:
+    """First fit over lifetimes; a residual sum stays where its first addend was."""
+    last_use = {name: i for i, f in enumerate(fused) for name in f.reads()}
+    input_name = program.ops[0].output
+    live: dict[str, Region] = {}
+    regions: list[Region] = []
+
+    def place(name: str, where: str) -> None:
+        words = _words(program[name], name == input_name, geometry)
+        first = 0
+        for region in sorted(live.values(), key=lambda r: r.first):
+            if first + words <= region.first:
+                break
+            first = max(first, region.first + region.words)
+        if first + words > geometry.memory_depth:
+            used = first + words
+            raise CapacityError(
+                f"{where}: activation memory needs {used:,} words of {geometry.word_bits} bits, "
+                f"but the engine has {geometry.memory_depth:,}",
+                f"an engine with memory_depth {1 << (used - 1).bit_length()}, or a narrower network",
+            )
+        live[name] = Region(name, first, words)
+        regions.append(live[name])
+
+    place(input_name, "input")
+    for i, f in enumerate(fused):
+        for name in f.writes():
+            old = f.add.residual if f.add and name == f.add.output else None
+            if old is not None:
+                if last_use[old] != i:
+                    raise CapacityError(f"{f.name}: residual {old} must not be read again later")
+                live[name] = Region(name, live[old].first, live[old].words)
+                regions.append(live[name])
+                del live[old]
+            elif name in last_use or program[name].kind == "residual":
+                place(name, f.name)
+        for name in [n for n in live if last_use.get(n, i) <= i]:
+            del live[name]
+    return tuple(regions)
+
+
+# -- layers ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Builder:
+    program: Program
+    geometry: Geometry
+    regions: Mapping[str, Region]
+
+    def header(self, op: Quantise) -> dict[str, int]:
+        image, q = self.program.image, self.program[op.output]
+        most = min(self.geometry.tap_lanes, self.geometry.output_lanes)
+        if image.channels > most:
+            raise CapacityError(
+                f"input: the image has {image.channels} channels, but the engine takes {most}",
+                f"an engine with word_channels of at least {3 * image.channels}",
+            )
+        return {
+            "magic": MAGIC,
+            "geometry": self.geometry.digest,
+            "pixels": image.channels * image.height * image.width,
+            "classes": self.program.scores.channels,
+            "channels": image.channels - 1,
+            "zero": q.zero,
+            "width": image.width - 1,
+            "base": self.regions[q.name].first + 2,
+            "plane": _input_plane(q),
+        }
+
+    def input_params(self, op: Quantise) -> tuple[Param, ...]:
+        return tuple(
+            self.param(op.name, op.staircase, c, bias=0) for c in range(op.staircase.channels)
+        )
+
+    def param(self, where: str, stairs: Staircase | None, channel: int, bias: int) -> Param:
+        """Parameters of a channel: its staircase at the engine's fraction bits."""
+        g = self.geometry
+        if stairs is None:
+            return self._checked(where, Param(bias, 0, 1, 0, 1))
+        wide = stairs.with_fraction_bits(g.fraction_bits)
+        offset, gain = wide.offsets[channel], wide.gains[channel]
+        if gain < 0:  # the hardware negates by one's complement: -x = ~x + 1
+            offset -= 1 << g.fraction_bits
+        # A dead channel's divisor is 1 at any F: scaling would only widen it.
+        divisor = wide.divisors[channel]
+        if gain == 0:
+            offset, divisor = stairs.offsets[channel], stairs.divisors[channel]
+        return self._checked(where, Param(bias, {0: 0, 1: 1, -1: 2}[gain], 1, offset, divisor))
+
+    def _checked(self, where: str, p: Param) -> Param:
+        g = self.geometry
+        for name, width, need in (
+            ("bias", g.bias_bits, arith.bits_signed(p.bias, p.bias)),
+            ("offset", g.offset_bits, arith.bits_signed(p.offset, p.offset)),
+            ("divisor", g.divisor_bits, arith.bits_unsigned(p.divisor)),
+        ):
+            if need > width:
+                raise CapacityError(
+                    f"{where}: {name} needs {need} bits, but the engine has {width}",
+                    f"an engine with {name}_bits {need}",
+                )
+        return p
+
+    def layer(self, f: Fused) -> Layer:
+        record = self._pool(f, f.op) if isinstance(f.op, Pool) else self._conv(f, f.op)
+        for name, width in self.geometry.record_fields:
+            if not 0 <= record[name] < 1 << width:
+                raise CapacityError(
+                    f"{f.name}: {name} must fit {width} bits, not {record[name]:,}"
+                )
+        if isinstance(f.op, Pool):
+            return Layer(
+                f.name, record, (), b"", None, f.op.output, 0, self._pool_cycles(record)
+            )
+        signs = self._signs(f, f.op, record)
+        params = self._params(f, f.op, record, signs)
+        return Layer(
+            f.name,
+            record,
+            params,
+            np.packbits(signs > 0).tobytes(),
+            None if record["last"] or f.quantise is None else f.quantise.output,
+            f.add.output if f.add else None,
+            self.program.addsub(f.op),
+            self._conv_cycles(record),
+        )
+
+    def _blank(self) -> dict[str, int]:
+        return {name: 0 for name, _ in self.geometry.record_fields}
+
+    def _pool(self, f: Fused, op: Pool) -> dict[str, int]:
+        g = self.geometry
+        source, out = self.program[op.source], self.program[op.output]
+        down = op.right_shift + g.max_left_shift
+        if op.pads.left > 1 or op.pads.top > 1:
+            raise CapacityError(f"{f.name}: pads before the map must be 0 or 1, not {op.pads}")
+        return self._blank() | {
+            "pool": 1,
+            "residual": 1,
+            "stride2": 1,
+        } | self._short_edges(op, source) | {
+            "down": down,
+            "pad_top": op.pads.top,
+            "pad_left": op.pads.left,
+            "kernel_h_less": arith.POOL_KERNEL - 1,
+            "kernel_w_less": arith.POOL_KERNEL - 1,
+            "height_in": source.height,
+            "width_in": _tiles(source.width, g),
+            "height_out_less": out.height - 1,
+            "tiles_less": _tiles(out.width, g) - 1,
+            "tail_less": (out.width - 1) % g.pixel_lanes,
+            "groups_less": _groups(source.channels, g) * g.residual_words - 1,
+            "rounding": (1 << op.right_shift) >> 1,
+            "in_base": self.regions[op.source].first,
+            "in_plane": source.height * _tiles(source.width, g),
+            "res_base": self.regions[op.output].first,
+            "res_plane": out.height * _tiles(out.width, g),
+        }
+
+    @staticmethod
+    def _short_edges(op: Pool, source: Tensor) -> dict[str, int]:
+        """Which edge rows and columns of the output have windows of two pixels."""
+        if op.count_padding:
+            return dict.fromkeys(("short_top", "short_bottom", "short_left", "short_right"), 0)
+        h, w = op.pads.output_size((source.height, source.width), arith.POOL_KERNEL, 2)
+        return {
+            "short_top": int(op.pads.top > 0),
+            "short_left": int(op.pads.left > 0),
+            "short_bottom": int(2 * (h - 1) - op.pads.top + arith.POOL_KERNEL > source.height),
+            "short_right": int(2 * (w - 1) - op.pads.left + arith.POOL_KERNEL > source.width),
+        }
+
+    def _conv(self, f: Fused, op: Conv) -> dict[str, int]:
+        g = self.geometry
+        source, out = self.program[f.source], self.program[op.output]
+        if f.add is not None and f.add.division is not None:
+            raise CapacityError(
+                f"{f.name}: its addend needs a division a channel, which the engine does not have",
+                "train with one scale a layer",
+            )
+        if out.bits > g.accumulator_bits:
+            raise CapacityError(
+                f"{f.name}: accumulators need {out.bits} bits, but the engine has "
+                f"{g.accumulator_bits}",
+                f"an engine with accumulator_bits {out.bits}",
+            )
+        record = self._blank() | self._window(f, op, source)
+        channels = 3 * g.tap_lanes if f.first else source.channels
+        words = -(-channels // g.word_channels)
+        last_lanes = channels - (words - 1) * g.word_channels
+        record |= {
+            "slices_less": arith.num_slices(source.bits, g.activation_bits) - 1,
+            "pad": arith.slices(np.array(source.zero), source.bits, g.activation_bits)[0].item(),
+            "words_less": words - 1,
+            "halves_less": -(-last_lanes // g.input_lanes) - 1,
+            "height_out_less": out.height - 1,
+            "tiles_less": _tiles(out.width, g) - 1,
+            "tail_less": (out.width - 1) % g.pixel_lanes,
+            "groups_less": _groups(out.channels, g) - 1,
+        }
+        taps = (record["kernel_h_less"] + 1) * (record["kernel_w_less"] + 1)
+        steps = (words - 1) * g.halves + record["halves_less"] + 1
+        record["weight_words"] = steps * (
+            1 if f.summed else taps * (record["slices_less"] + 1)
+        )
+        if record["weight_words"] > g.weight_depth:
+            raise CapacityError(
+                f"{f.name}: a group of weights needs {record['weight_words']} words, but the "
+                f"engine's buffer has {g.weight_depth}",
+                f"an engine with weight_depth {1 << (record['weight_words'] - 1).bit_length()}",
+            )
+        return record | self._finish(f, out)
+
+    def _window(self, f: Fused, op: Conv, source: Tensor) -> dict[str, int]:
+        """Where the window's words lie."""
+        first = self.regions[f.source].first
+        if f.first:
+            if (op.kernel, op.stride, op.pads) != (3, 1, arith.Pads(1, 1, 1, 1)):
+                raise CapacityError(
+                    f"{f.name}: the first convolution must be 3x3, stride 1, pads 1"
+                )
+            window = {"kernel_h_less": 2, "kernel_w_less": 0, "pad_top": 1, "pad_left": 0}
+            place = {"in_base": first + 2, "in_plane": _input_plane(source)}
+        else:
+            height, width = (source.height, source.width) if f.summed else (op.kernel,) * 2
+            window = {
+                "kernel_h_less": height - 1,
+                "kernel_w_less": width - 1,
+                "pad_top": op.pads.top,
+                "pad_left": op.pads.left,
+            }
+            place = {"in_base": first, "in_plane": source.height * source.width}
+        if op.stride > 2:
+            raise CapacityError(f"{f.name}: stride must be 1 or 2, not {op.stride}")
+        return window | place | {
+            "shared": int(f.summed),
+            "stride2": int(op.stride == 2),
+            "height_in": source.height,
+            "width_in": source.width,
+        }
+
+    def _finish(self, f: Fused, out: Tensor) -> dict[str, int]:
+        """What happens to the accumulators."""
+        g = self.geometry
+        finish: dict[str, int] = {"down": g.max_left_shift}
+        if f.quantise is not None:
+            q = self.program[f.quantise.output]
+            finish["last"] = int(q.kind == "score")
+            finish["requantise"] = int(q.kind == "activation")
+            if q.kind == "activation":
+                finish["out_base"] = self.regions[q.name].first
+                finish["out_plane"] = out.height * out.width
+        if f.add is not None:
+            r = self.program[f.add.output]
+            if r.bits > g.residual_bits:
+                raise CapacityError(
+                    f"{f.name}: the residual stream needs {r.bits} bits, but the engine has "
+                    f"{g.residual_bits}",
+                    f"an engine with residual_bits {r.bits}",
+                )
+            if r.bits < g.residual_bits:
+                raise CapacityError(
+                    f"{f.name}: the residual stream must saturate at the engine's "
+                    f"{g.residual_bits} bits, not at {r.bits}"
+                )
+            reach = (1 << g.shift_bits) - 1
+            down = g.max_left_shift - f.add.shift
+            if not 0 <= down <= reach:
+                raise CapacityError(
+                    f"{f.name}: an addend's shift must be {g.max_left_shift - reach} to "
+                    f"{g.max_left_shift}, not {f.add.shift}"
+                )
+            reads = self._pooled_channels(f.add) if f.add.residual else 0
+            finish |= {
+                "residual": 1,
+                "down": down,
+                "residual_groups": _groups(reads, g) if reads else 0,
+                "res_base": self.regions[r.name].first,
+                "res_plane": out.height * _tiles(out.width, g),
+            }
+        return finish
+
+    def _pooled_channels(self, add: Add) -> int:
+        """Channels of the skip that were written: pooling leaves the appended zeros out."""
+        for op in self.program.ops:
+            if isinstance(op, Pool) and op.output == add.residual:
+                return self.program[op.source].channels
+        return self.program[add.output].channels
+
+    def _signs(self, f: Fused, op: Conv, record: Mapping[str, int]) -> NDArray[np.int8]:
+        """Weights in the order of the engine's steps: slice, row, memory word, column, lanes."""
+        g = self.geometry
+        signs = self.program.signs(op)
+        if f.first:  # columns become lanes
+            c_out, c_in, rows, columns = signs.shape
+            taps = np.ones((c_out, g.word_channels, rows, 1), np.int8)
+            for x in range(columns):
+                taps[:, x * g.tap_lanes : x * g.tap_lanes + c_in, :, 0] = signs[:, :, :, x]
+            signs = taps
+        groups, words = record["groups_less"] + 1, record["words_less"] + 1
+        c_out, c_in, rows, columns = signs.shape
+        full = np.ones((groups * g.output_lanes, words * g.word_channels, rows, columns), np.int8)
+        full[:c_out, :c_in] = signs
+        split = full.reshape(
+            groups, g.output_lanes, words, g.halves, g.input_lanes, rows, columns
+        ).transpose(0, 5, 2, 6, 3, 1, 4)  # group, row, word, column, half, output, input
+        used = np.ones((words, g.halves), bool)
+        used[-1, record["halves_less"] + 1 :] = False
+        steps = [
+            split[:, y, w, x, h]
+            for _ in range(record["slices_less"] + 1)
+            for y in range(rows)
+            for w in range(words)
+            for x in range(columns)
+            for h in range(g.halves)
+            if used[w, h]
+        ]
+        return np.stack(steps, axis=1)
+
+    def _params(
+        self, f: Fused, op: Conv, record: Mapping[str, int], signs: NDArray[np.int8]
+    ) -> tuple[tuple[Param, ...], ...]:
+        g = self.geometry
+        channels = self.program[op.output].channels
+        bias = self._biases(f, record, signs)
+        zero = 0
+        if f.quantise is not None and record["requantise"]:
+            zero = self.program[f.quantise.output].zero
+        stairs = f.quantise.staircase if f.quantise else None
+        idle = Param(0, 0, 0, -zero, 1)
+        return tuple(
+            tuple(
+                self.param(f.name, stairs, c, bias[c]) if c < channels else idle
+                for c in range(group * g.output_lanes, (group + 1) * g.output_lanes)
+            )
+            for group in range(record["groups_less"] + 1)
+        )
+
+    def _biases(
+        self, f: Fused, record: Mapping[str, int], signs: NDArray[np.int8]
+    ) -> list[int]:
+        """What to add to each accumulator so that it is exact.
+
+        A window that is all padding stands for 0, so the bias is the negative of what the datapath
+        makes of one: that undoes the one's complement negations, the lanes no channel uses, and
+        the zero point. Half of what a right shift drops is added for rounding.
+        """
+        g = self.geometry
+        same, negate = arith.recode_pairs(signs)
+        slices = record["slices_less"] + 1
+        repeats = (record["kernel_h_less"] + 1) * (record["kernel_w_less"] + 1) if f.summed else 1
+        acc = np.zeros((signs.shape[0], signs.shape[2]), np.int64)
+        for i, steps in enumerate(np.split(np.arange(signs.shape[1]), slices)):
+            x = np.full(signs[:, steps].shape, record["pad"] if i == 0 else 0, np.int64)
+            one = arith.pair_sum(x, same[:, steps], negate[:, steps]).sum(axis=1)
+            acc = (acc << g.activation_bits) + one * repeats
+        dropped = record["down"] - g.max_left_shift
+        rounding = 1 << dropped >> 1 if dropped > 0 else 0
+        return [int(rounding - a) for a in acc.reshape(-1)]
+
+    # -- cycles --------------------------------------------------------------------------------
+
+    def _conv_cycles(self, r: Mapping[str, int]) -> int:
+        """Cycles of a convolution layer.
+
+        Tiles follow one another at the pace of the slowest of: the lanes' steps, the requantiser,
+        and the memory port (window words and the requantiser's accesses). A group starts when its
+        weights are there and the last group's tiles are on their way; they load while the group
+        before is computed.
+        """
+        g = self.geometry
+        rows, columns = r["kernel_h_less"] + 1, r["kernel_w_less"] + 1
+        words, slices = r["words_less"] + 1, r["slices_less"] + 1
+        steps = slices * rows * columns * ((words - 1) * g.halves + r["halves_less"] + 1)
+        fetched = g.pixel_lanes * columns if r["stride2"] else g.pixel_lanes + columns - 1
+        tiles = (r["height_out_less"] + 1) * (r["tiles_less"] + 1)
+        groups = r["groups_less"] + 1
+        weights = r["weight_words"] * (g.weight_bits // g.stream_bits)
+        load = weights + g.output_lanes * g.param_words
+
+        def tile_cycles(group: int) -> int:
+            accesses = g.pixel_lanes * r["requantise"]
+            if r["residual"]:
+                accesses += g.residual_words * (2 if group < r["residual_groups"] else 1)
+            pace = max(steps, g.tile_cycles, slices * rows * words * fetched + accesses)
+            return -(-pace // g.phase_cycles) * g.phase_cycles if r["residual"] else pace
+
+        loaded = g.words(g.record_fields)
+        done = 0
+        held: list[int] = []  # when each group let go of its weights
+        for group in range(groups):
+            fits = g.weight_depth // r["weight_words"] if r["weight_words"] else 2
+            room = held[group - min(2, fits)] if group >= min(2, fits) else 0
+            loaded = max(loaded, room) + load
+            done = max(loaded, done) + tiles * tile_cycles(group)
+            held.append(done)
+        return done + LAYER_FILL
+
+    def _pool_cycles(self, r: Mapping[str, int]) -> int:
+        tiles = (r["height_out_less"] + 1) * (r["tiles_less"] + 1)
+        taps = arith.POOL_KERNEL**2
+        groups = r["groups_less"] + 1
+        return self.geometry.words(self.geometry.record_fields) + tiles * groups * (
+            taps + 1
+        ) + LAYER_FILL

@@ -1,0 +1,223 @@
+"""The engine: an overlay that runs any network whose Image is made for its geometry."""
+
+from __future__ import annotations
+
+from amaranth.hdl import Module, Signal
+from amaranth.lib import stream, wiring
+from amaranth.lib.wiring import In, Out, connect, flipped
+
+from compiler import arith
+from compiler.geometry import Geometry
+from hw.divider import SerialDivider
+from hw.fetch import StepIssue, WindowFetch
+from hw.lanes import Lanes
+from hw.loader import Loader
+from hw.memory import ActivationMemory, MemoryArbiter
+from hw.pool import Pool
+from hw.requantise import Requantiser
+from hw.scorer import ANSWER, Scorer
+from hw.writer import InputWriter
+
+
+class Engine(wiring.Component):
+    """Image stream and pixels in, scores out; equal to `compiler.golden` bit for bit.
+
+    Parameters
+    ----------
+    geometry : Geometry
+    primitive : str
+        See `hw.memory.ActivationMemory`.
+
+    Members
+    -------
+    i_image : In(stream of stream_bits)
+        The Image's words (`compiler.image`), from the beginning again for each picture. Another
+        Image may follow where one ends.
+    i_pixels : In(stream of 8)
+        Bytes of a picture, (height, width, channel). Taken while `num_pixels` is not 0.
+    o_answer : Out(stream of `hw.scorer.ANSWER`)
+    num_pixels : Out(24)
+        Bytes a picture has; 0 until the Image's header is loaded and while a picture is computed.
+    num_classes : Out(8)
+    busy : Out(1), a picture is being taken in or computed
+    error : Out(1), the Image is none for this geometry; until reset
+    layer_start, layer_done : Out(1), strobes, for whoever counts cycles or looks into the memory
+    """
+
+    def __init__(self, geometry: Geometry, primitive: str = "inferred") -> None:
+        self._geometry = geometry
+        self._primitive = primitive
+        super().__init__(
+            {
+                "i_image": In(stream.Signature(geometry.stream_bits)),
+                "i_pixels": In(stream.Signature(8)),
+                "o_answer": Out(stream.Signature(ANSWER)),
+                "num_pixels": Out(24),
+                "num_classes": Out(8),
+                "busy": Out(1),
+                "error": Out(1),
+                "layer_start": Out(1),
+                "layer_done": Out(1),
+            }
+        )
+
+    def elaborate(self, platform: object) -> Module:
+        m = Module()
+        g = self._geometry
+        m.submodules.loader = loader = Loader(g)
+        m.submodules.fetch = fetch = WindowFetch(g)
+        m.submodules.issue = issue = StepIssue(g)
+        m.submodules.lanes = lanes = Lanes(g)
+        m.submodules.pool = pool = Pool(g)
+        m.submodules.requantiser = requantiser = Requantiser(g)
+        m.submodules.writer = writer = InputWriter(g)
+        m.submodules.divider = divider = SerialDivider(
+            requantiser.dividend_bits, g.divisor_bits, arith.INPUT_BITS, arith.SCORE_BITS
+        )
+        m.submodules.scorer = scorer = Scorer()
+        m.submodules.memory = memory = ActivationMemory(g, self._primitive)
+        m.submodules.arbiter = arbiter = MemoryArbiter(
+            g,
+            {
+                "residual_read": "read",
+                "residual_write": "write",
+                "activation_write": "write",
+                "input_write": "write",
+                "fetch": "read",
+            },
+        )
+        record = loader.record
+        for block in (fetch, issue, pool, requantiser):
+            m.d.comb += block.record.eq(record)
+
+        connect(m, requantiser.residual_read, arbiter.residual_read)
+        connect(m, requantiser.residual_write, arbiter.residual_write)
+        connect(m, requantiser.activation_write, arbiter.activation_write)
+        connect(m, writer.memory, arbiter.input_write)
+        connect(m, fetch.memory, arbiter.fetch)
+        m.d.comb += [
+            memory.enable.eq(arbiter.enable),
+            memory.write.eq(arbiter.write),
+            memory.address.eq(arbiter.address),
+            memory.write_data.eq(arbiter.write_data),
+            memory.write_mask.eq(arbiter.write_mask),
+            arbiter.read_data.eq(memory.read_data),
+        ]
+        self._compute(m, record, fetch, issue, pool, lanes, loader, requantiser)
+        self._divide(m, record, loader, requantiser, divider, writer, scorer)
+        self._control(m, record, loader, fetch, pool, requantiser, writer)
+        connect(m, flipped(self.i_image), loader.i)
+        connect(m, scorer.o, flipped(self.o_answer))
+        return m
+
+    def _compute(self, m, record, fetch, issue, pool, lanes, loader, requantiser) -> None:
+        """Window words to the lanes or the pool, and on to the requantiser."""
+        m.d.comb += [
+            issue.i.payload.eq(fetch.o.payload),
+            pool.i.payload.eq(fetch.o.payload),
+            issue.i.valid.eq(fetch.o.valid & ~record.pool),
+            pool.i.valid.eq(fetch.o.valid & record.pool),
+            fetch.o.ready.eq((issue.i.ready & ~record.pool) | (pool.i.ready & record.pool)),
+            lanes.valid.eq(issue.valid),
+            lanes.x.eq(issue.x),
+            lanes.first.eq(issue.first),
+            lanes.shift.eq(issue.shift),
+            lanes.last.eq(issue.last),
+            loader.weight_address.eq(issue.weight_address),
+            lanes.weights.eq(loader.weights),
+            issue.gate.eq(requantiser.gate),
+            requantiser.start.eq(issue.valid & issue.last),
+            requantiser.accumulators.eq(lanes.accumulators),
+            requantiser.captured.eq(lanes.captured),
+            requantiser.pooled.eq(pool.value),
+            requantiser.pooled_place.eq(pool.place),
+            loader.param_address.eq(requantiser.param_address),
+            requantiser.param_data.eq(loader.param_data),
+        ]
+
+    def _divide(self, m, record, loader, requantiser, divider, writer, scorer) -> None:
+        """The serial divider serves the pixels that come in and the scores that go out."""
+        kept = Signal()
+        with m.If(requantiser.quotient_start):
+            m.d.sync += kept.eq(requantiser.keep)
+        scores = divider.done & ~requantiser.input_mode
+        m.d.comb += [
+            divider.start.eq(requantiser.quotient_start),
+            divider.long.eq(~requantiser.input_mode),
+            divider.dividend.eq(requantiser.dividend),
+            divider.divisor.eq(requantiser.divisor),
+            writer.q.eq(divider.quotient),
+            writer.q_valid.eq(divider.done & requantiser.input_mode),
+            scorer.quotient.eq(divider.quotient),
+            scorer.classes.eq(loader.header.classes),
+            scorer.valid.eq(scores & kept),
+            requantiser.quotient_done.eq(
+                writer.q_valid | (scores & ~kept) | scorer.taken
+            ),
+        ]
+
+    def _control(self, m, record, loader, fetch, pool, requantiser, writer) -> None:
+        """Pictures, layers, groups."""
+        ready_groups = Signal(2)
+        started = Signal(len(record.groups_less) + 1)
+        finished = Signal(len(record.groups_less) + 1)
+        launch = Signal()
+        taking = Signal()
+        m.d.comb += [
+            writer.header.eq(loader.header),
+            requantiser.channels.eq(loader.header.channels),
+            requantiser.input_mode.eq(taking),
+            requantiser.byte.eq(self.i_pixels.payload),
+            requantiser.byte_valid.eq(self.i_pixels.valid & taking & writer.ready),
+            self.i_pixels.ready.eq(requantiser.byte_ready),
+            self.num_classes.eq(loader.header.classes),
+            self.error.eq(loader.error),
+            loader.group_done.eq(requantiser.group_done & ~record.pool),
+            fetch.start.eq(launch),
+        ]
+        for block in (fetch, pool, requantiser):
+            m.d.comb += block.layer_start.eq(self.layer_start)
+        m.d.sync += ready_groups.eq(ready_groups + loader.group_loaded - (launch & ~record.pool))
+        with m.If(launch):
+            m.d.sync += started.eq(started + 1)
+        with m.If(requantiser.group_done):
+            m.d.sync += finished.eq(finished + 1)
+
+        with m.FSM():
+            with m.State("load"):
+                with m.If(loader.input_ready):
+                    m.d.comb += writer.start.eq(1)
+                    m.next = "take"
+            with m.State("take"):
+                m.d.comb += [
+                    taking.eq(1),
+                    self.num_pixels.eq(loader.header.pixels),
+                    self.busy.eq(requantiser.byte_valid),
+                ]
+                with m.If(writer.done):
+                    m.d.comb += [loader.input_done.eq(1), requantiser.input_done.eq(1)]
+                    m.next = "ask"
+            with m.State("ask"):
+                m.d.comb += [loader.next_layer.eq(1), self.busy.eq(1)]
+                m.next = "record"
+            with m.State("record"):
+                m.d.comb += self.busy.eq(1)
+                m.d.sync += [started.eq(0), finished.eq(0)]
+                with m.If(loader.record_ready):
+                    m.next = "start"
+            with m.State("start"):
+                m.d.comb += [self.layer_start.eq(1), self.busy.eq(1)]
+                m.next = "run"
+            with m.State("run"):
+                m.d.comb += self.busy.eq(1)
+                m.d.comb += launch.eq(
+                    ~fetch.busy
+                    & (started <= record.groups_less)
+                    & (record.pool | (ready_groups != 0))
+                )
+                with m.If((finished > record.groups_less) & ~requantiser.writing):
+                    m.d.comb += self.layer_done.eq(1)
+                    m.next = "ask"
+                    with m.If(record.last):
+                        m.d.comb += loader.image_done.eq(1)
+                        m.next = "load"

@@ -1,0 +1,318 @@
+"""The board's end of the serial link: frames of bytes to the engine, answers back.
+
+The host sends an image, waits for the reply, and may then send the next. Numbers of several bytes
+are little-endian; scores are in two's complement.
+
+==================  =====  =========================================================================
+host to board       bytes  meaning
+==================  =====  =========================================================================
+0xA5                1      begins a request
+length              3      number of pixel bytes
+pixels              length in the order row, column, channel (H, W, C)
+check               2      CRC-16 of length and pixels
+==================  =====  =========================================================================
+
+==================  =====  =========================================================================
+board to host       bytes  meaning
+==================  =====  =========================================================================
+0x5A                1      begins a reply
+status              1      a `Status`; if it is not OK, `check` follows
+number of classes   1      n
+scores              2 n    of each class in order
+label               1      the class with the highest score
+check               2      CRC-16 of all between 0x5A and here
+==================  =====  =========================================================================
+
+The CRC-16 has the polynomial 0x1021, starts at 0xFFFF, and is not reflected (`CRC`).
+
+After OK and CRC the board listens at once. Any other status may come in the middle of a request,
+so the board then ignores the line until it has been quiet for its timeout; the host must pause for
+longer than that.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+from amaranth.hdl import Cat, Module, Mux, ResetInserter, Signal, Value, ValueLike, signed, unsigned
+from amaranth.lib import data, stream, wiring
+from amaranth.lib.crc import catalog
+from amaranth.lib.wiring import In, Out
+
+REQUEST = 0xA5
+"""First byte of a request."""
+
+REPLY = 0x5A
+"""First byte of a reply."""
+
+LENGTH_BYTES = 3
+"""Bytes of a request's length."""
+
+CRC = catalog.CRC16_IBM_3740(data_width=8)
+"""Check of requests and replies; ``CRC.compute(bytes)`` is its software twin."""
+
+DEFAULT_TIMEOUT = 0.05
+"""Seconds without a byte after which a request counts as broken off."""
+
+
+class Status(IntEnum):
+    """How a request ended."""
+
+    OK = 0
+    LENGTH = 1
+    """The length is not that of the network's images."""
+    CRC = 2
+    """The request was damaged on the way."""
+    LINK = 3
+    """The request broke off, or a byte of it was lost."""
+    ENGINE = 4
+    """The engine has no network yet, or reports an error."""
+
+
+Answer = data.StructLayout({"score": signed(16), "label": unsigned(8), "last": 1})
+"""One class' score; with the last one's, the label of the image."""
+
+
+class Host(wiring.Component):
+    """Takes requests from a stream of bytes, hands images to an engine, and replies.
+
+    An image that has been begun is always completed, with zeros if need be, and the engine's answer
+    is always awaited: so engine and link stay in step whatever the host sends. Nothing is buffered:
+    the engine has each pixel in the cycle its byte arrives, and is held up while a score is sent.
+
+    The engine must answer each image with `num_classes` elements, or raise `engine_error`. Raised
+    before the answer has begun it ends the request with `Status.ENGINE`; raised within an answer it
+    cuts the reply short, and the host times out.
+
+    Parameters
+    ----------
+    timeout : int
+        Cycles without a byte after which a request counts as broken off; the next power of two is
+        taken.
+
+    Members
+    -------
+    i_bytes, o_bytes : In, Out(stream.Signature(8))
+        From and to the host.
+    link_error_stb : In(1)
+        A byte was damaged or lost on its way to `i_bytes`.
+    o_pixels : Out(stream.Signature(8))
+        Bytes of an image.
+    i_answer : In(stream.Signature(Answer))
+        A score for each class, in order.
+    num_pixels : In(24)
+        Bytes of an image of the loaded network; 0 while there is none. Stable during a request.
+    num_classes : In(8)
+        Elements of an answer. Stable during a request.
+    engine_error : In(1)
+        The engine cannot answer.
+    busy : Out(1)
+        A request is being served.
+    error : Out(1)
+        The last request did not end with `Status.OK`.
+    """
+
+    def __init__(self, timeout: int) -> None:
+        if timeout < 1:
+            raise ValueError(f"timeout must be at least 1, not {timeout!r}")
+        self._timeout = 1 << (timeout - 1).bit_length()
+        super().__init__(
+            {
+                "i_bytes": In(stream.Signature(8)),
+                "o_bytes": Out(stream.Signature(8)),
+                "link_error_stb": In(1),
+                "o_pixels": Out(stream.Signature(8)),
+                "i_answer": In(stream.Signature(Answer)),
+                "num_pixels": In(8 * LENGTH_BYTES),
+                "num_classes": In(8),
+                "engine_error": In(1),
+                "busy": Out(1),
+                "error": Out(1),
+            }
+        )
+        self._status = Signal(Status)
+        self._count = Signal.like(self.num_pixels)  # pixels that the engine has
+        self._complete = Signal()  # it has all of them
+        self._index = Signal(range(LENGTH_BYTES))  # byte within a field
+        self._quiet = Signal()  # no byte came for the timeout
+        self._broken = Signal()  # no use waiting for the rest of the request
+        self._check_byte = Signal(8)
+        self._check_stb = Signal()  # the byte that is being transferred counts for the check
+
+    @property
+    def timeout(self) -> int:
+        return self._timeout
+
+    def elaborate(self, platform: object) -> Module:
+        m = Module()
+        m.d.comb += self._complete.eq(self._count == self.num_pixels)
+        with m.If(self.o_pixels.valid & self.o_pixels.ready):
+            m.d.sync += self._count.eq(self._count + 1)
+        with m.FSM() as fsm:
+            self._add_request(m)
+            self._add_reply(m)
+        idle = fsm.ongoing("IDLE")
+        m.d.comb += self.busy.eq(~idle)
+        with m.If(idle):
+            m.d.sync += [self._count.eq(0), self._status.eq(Status.OK)]
+        self._add_check(m, restart=idle | fsm.ongoing("BEGIN"))
+        listening = [fsm.ongoing(name) for name in ("LENGTH", "PIXELS", "CHECK", "QUIET")]
+        self._add_watch(m, idle=idle, listening=Cat(listening).any())
+        return m
+
+    def _add_check(self, m: Module, *, restart: Value) -> None:
+        """The CRC, of requests and replies in turn: they never overlap."""
+        crc = CRC.create()
+        # Its own `start` costs a LUT a bit, to begin and take a byte in one cycle.
+        m.submodules.crc = ResetInserter(restart)(crc)
+        m.d.comb += [
+            crc.valid.eq(self._check_stb),
+            crc.data.eq(Mux(self.o_bytes.valid, self.o_bytes.payload, self.i_bytes.payload)),
+            self._check_byte.eq(crc.crc.word_select(self._index[0], 8)),
+        ]
+
+    def _add_watch(self, m: Module, *, idle: Value, listening: Value) -> None:
+        """Find requests that have lost a byte, or go silent while we listen."""
+        lost = Signal()
+        timer = Signal(range(self._timeout + 1))
+        m.d.comb += [self._quiet.eq(timer[-1]), self._broken.eq(lost | self._quiet)]
+        with m.If(idle):
+            m.d.sync += lost.eq(0)
+        with m.If(self.link_error_stb):
+            m.d.sync += lost.eq(1)
+        m.d.sync += timer.eq(timer + 1)
+        with m.If(self.i_bytes.valid | self.link_error_stb | ~listening):
+            m.d.sync += timer.eq(0)
+
+    def _add_request(self, m: Module) -> None:
+        """States from the first byte of a request until the engine has begun to answer."""
+        i, o = self.i_bytes, self.o_pixels
+        differs = Signal()
+        with m.State("IDLE"):
+            m.d.comb += i.ready.eq(1)
+            with m.If(i.valid & (i.payload == REQUEST)):
+                m.next = "LENGTH"
+
+        with m.State("LENGTH"):
+            m.d.comb += [i.ready.eq(1), self._check_stb.eq(i.valid)]
+            m.d.comb += differs.eq(i.payload != self.num_pixels.word_select(self._index, 8))
+            with m.If(i.valid):
+                m.d.sync += self._index.eq(self._index + 1)
+                with m.If(differs):
+                    m.d.sync += self._status.eq(Status.LENGTH)
+                with m.If(self._index == LENGTH_BYTES - 1):
+                    m.d.sync += self._index.eq(0)
+                    m.next = "PIXELS"
+                    with m.If(differs | (self._status != Status.OK)):
+                        m.next = "BEGIN"
+                    with m.If(self._complete | self.engine_error):  # 0 of 0 pixels: no network.
+                        self._end(m, Status.ENGINE)
+            with m.Elif(self._broken):
+                m.d.sync += self._index.eq(0)
+                self._end(m, Status.LINK)
+
+        with m.State("PIXELS"):
+            m.d.comb += [
+                o.payload.eq(i.payload),
+                o.valid.eq(i.valid & ~self._complete),
+                i.ready.eq(o.ready & ~self._complete),
+                self._check_stb.eq(o.valid & o.ready),
+            ]
+            with m.If(self._complete):
+                m.next = "CHECK"
+            with m.Elif(self._broken & ~i.valid):
+                m.d.sync += self._status.eq(Status.LINK)
+                m.next = "FILL"
+            with m.If(self.engine_error):
+                self._end(m, Status.ENGINE)
+
+        with m.State("FILL"):
+            m.d.comb += [o.payload.eq(0), o.valid.eq(~self._complete), i.ready.eq(1)]
+            with m.If(self._complete):
+                m.next = "AWAIT"
+            with m.If(self.engine_error):
+                self._end(m, Status.ENGINE)
+
+        with m.State("CHECK"):
+            m.d.comb += i.ready.eq(1)
+            with m.If(i.valid):
+                m.d.sync += self._index[0].eq(~self._index[0])
+                with m.If(i.payload != self._check_byte):
+                    m.d.sync += self._status.eq(Status.CRC)
+                with m.If(self._index[0]):
+                    m.next = "AWAIT"
+            with m.Elif(self._broken):
+                m.d.sync += [self._status.eq(Status.LINK), self._index.eq(0)]
+                m.next = "AWAIT"
+
+        with m.State("AWAIT"):
+            with m.If(self._status == Status.OK):
+                with m.If(self.i_answer.valid):
+                    m.next = "BEGIN"
+            with m.Else():
+                m.d.comb += self.i_answer.ready.eq(1)
+                with m.If(self.i_answer.valid & self.i_answer.p.last):
+                    m.next = "BEGIN"
+            with m.If(self.engine_error):
+                self._end(m, Status.ENGINE)
+
+    def _end(self, m: Module, status: Status) -> None:
+        """End the request: reply with a status."""
+        m.d.sync += self._status.eq(status)
+        m.next = "BEGIN"
+
+    def _add_reply(self, m: Module) -> None:
+        """States from the first byte of a reply until the next request may begin."""
+        i = self.i_answer
+        good = self._status == Status.OK
+        with m.State("BEGIN"), m.If(self._send(m, REPLY, checked=False)):
+            m.next = "STATUS"
+
+        with m.State("STATUS"), m.If(self._send(m, self._status)):
+            m.d.sync += self.error.eq(~good)
+            m.next = "CHECK_REPLY"
+            with m.If(good):
+                m.next = "NUM_CLASSES"
+
+        with m.State("NUM_CLASSES"), m.If(self._send(m, self.num_classes)):
+            m.next = "SCORE_LOW"
+
+        with m.State("SCORE_LOW"):
+            with m.If(self._send(m, i.p.score[:8], valid=i.valid)):
+                m.next = "SCORE_HIGH"
+            with m.If(self.engine_error & ~i.valid):
+                m.d.sync += self.error.eq(1)
+                m.next = "QUIET"
+
+        with m.State("SCORE_HIGH"), m.If(self._send(m, i.p.score[8:])):
+            # The last element stays: it has the label.
+            m.d.comb += i.ready.eq(~i.p.last)
+            m.next = "SCORE_LOW"
+            with m.If(i.p.last):
+                m.next = "LABEL"
+
+        with m.State("LABEL"), m.If(self._send(m, i.p.label)):
+            m.d.comb += i.ready.eq(1)
+            m.next = "CHECK_REPLY"
+
+        with m.State("CHECK_REPLY"), m.If(self._send(m, self._check_byte, checked=False)):
+            m.d.sync += self._index[0].eq(~self._index[0])
+            with m.If(self._index[0]):
+                m.next = "QUIET"
+                with m.If(good | (self._status == Status.CRC)):
+                    m.next = "IDLE"
+
+        with m.State("QUIET"):
+            m.d.comb += self.i_bytes.ready.eq(1)
+            with m.If(self._quiet):
+                m.next = "IDLE"
+
+    def _send(
+        self, m: Module, payload: ValueLike, *, valid: ValueLike = 1, checked: bool = True
+    ) -> Value:
+        """Offer a byte to the host; true in the cycle in which it is taken."""
+        taken = Value.cast(valid) & self.o_bytes.ready
+        m.d.comb += [self.o_bytes.payload.eq(payload), self.o_bytes.valid.eq(valid)]
+        if checked:
+            m.d.comb += self._check_stb.eq(taken)
+        return taken

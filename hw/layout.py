@@ -1,0 +1,43 @@
+"""The compiler's layouts as Amaranth shapes, and the port of the activation memory."""
+
+from __future__ import annotations
+
+from amaranth.hdl import signed, unsigned
+from amaranth.lib import data, wiring
+from amaranth.lib.wiring import In, Out
+
+from compiler.geometry import Geometry
+
+SIGNED = frozenset({"bias", "offset"})
+
+
+def struct(fields: tuple[tuple[str, int], ...]) -> data.StructLayout:
+    """Fields of `compiler.geometry` as a structure, the first in the least significant bits."""
+    return data.StructLayout(
+        {name: signed(width) if name in SIGNED else unsigned(width) for name, width in fields}
+    )
+
+
+def memory_read(geometry: Geometry) -> wiring.Signature:
+    """A reader's side of the activation memory: data come in the cycle after ``valid & ready``."""
+    return wiring.Signature(
+        {
+            "valid": Out(1),
+            "ready": In(1),
+            "address": Out(geometry.address_bits),
+            "data": In(geometry.word_bits),
+        }
+    )
+
+
+def memory_write(geometry: Geometry) -> wiring.Signature:
+    """A writer's side: written at the end of the cycle of ``valid & ready``; one mask bit a lane."""
+    return wiring.Signature(
+        {
+            "valid": Out(1),
+            "ready": In(1),
+            "address": Out(geometry.address_bits),
+            "data": Out(geometry.word_bits),
+            "mask": Out(geometry.word_channels),
+        }
+    )

@@ -1,0 +1,517 @@
+"""The requantiser: from accumulators to residuals, activations, scores; and all their traffic."""
+
+from __future__ import annotations
+
+from amaranth.hdl import Array, Cat, Const, Module, Mux, Signal, signed
+from amaranth.lib import data, wiring
+from amaranth.lib.wiring import In, Out
+
+from compiler import arith
+from compiler.geometry import Geometry
+from hw.layout import memory_read, memory_write, struct
+from hw.lanes import Lanes
+
+
+def value_layout(geometry: Geometry) -> data.StructLayout:
+    """Where a value stands that travels through the requantiser.
+
+    shift : the accumulators move on by one
+    pixel : pixel lane
+    fits : the pixel lies in the map (the last tile of a row may reach beyond it)
+    word_first, word_end : first / last value of a memory word of residuals
+    word_last : it is in the tile's last memory word of residuals
+    tile_end : last channel of the tile
+    row_end, tile_last : last tile of a row / of the group
+    """
+    return data.StructLayout(
+        {"valid": 1, "shift": 1, "pixel": range(max(geometry.pixel_lanes, 2)), "fits": 1}
+        | dict.fromkeys("word_first word_end word_last tile_end row_end tile_last".split(), 1)
+    )
+
+
+def pooled_bits(geometry: Geometry) -> int:
+    """Width of a pooling window's sum times 36/count."""
+    return geometry.residual_bits + (arith.POOL_UNIT - 1).bit_length()
+
+
+class TileCounter(wiring.Component):
+    """Where in a group of tiles one is.
+
+    Members
+    -------
+    record : In
+    restart : In(1), back to the group's first tile
+    step : In(1), on to the next tile, wrapping at the end of the group
+    first_column, row_end : Out(1), first / last tile of a row
+    first_row, last_row : Out(1)
+    """
+
+    def __init__(self, geometry: Geometry) -> None:
+        super().__init__(
+            {
+                "record": In(struct(geometry.record_fields)),
+                "restart": In(1),
+                "step": In(1),
+                "first_column": Out(1),
+                "row_end": Out(1),
+                "first_row": Out(1),
+                "last_row": Out(1),
+            }
+        )
+
+    def elaborate(self, platform: object) -> Module:
+        m = Module()
+        column, row = Signal(8), Signal(9)
+        m.d.comb += [
+            self.first_column.eq(column == 0),
+            self.row_end.eq(column == self.record.tiles_less),
+            self.first_row.eq(row == 0),
+            self.last_row.eq(row == self.record.height_out_less),
+        ]
+        with m.If(self.step):
+            m.d.sync += column.eq(column + 1)
+            with m.If(self.row_end):
+                m.d.sync += [column.eq(0), row.eq(Mux(self.last_row, 0, row + 1))]
+        with m.If(self.restart):
+            m.d.sync += Cat(column, row).eq(0)
+        return m
+
+
+class ResidualPointer(wiring.Component):
+    """Address of the next memory word of residuals, in the order tiles take them.
+
+    A tile's words lie ``res_plane`` apart, tiles one after the other, groups behind each other.
+
+    Members
+    -------
+    record : In
+    layer_start : In(1), strobe
+    step : In(1), the word has been used
+    word_last, tile_last : In(1), it was the tile's last one / in the group's last tile
+    address : Out
+    """
+
+    def __init__(self, geometry: Geometry) -> None:
+        self._bits = geometry.address_bits
+        super().__init__(
+            {
+                "record": In(struct(geometry.record_fields)),
+                "layer_start": In(1),
+                "step": In(1),
+                "word_last": In(1),
+                "tile_last": In(1),
+                "address": Out(geometry.address_bits),
+            }
+        )
+
+    def elaborate(self, platform: object) -> Module:
+        m = Module()
+        tile, group, following = (Signal(self._bits) for _ in range(3))
+        beyond = Signal(self._bits)
+        m.d.comb += beyond.eq(self.address + self.record.res_plane)
+        behind = Mux(tile == group, beyond, following)
+        with m.If(self.layer_start):
+            m.d.sync += [x.eq(self.record.res_base) for x in (self.address, tile, group)]
+        with m.Elif(self.step & ~self.word_last):
+            m.d.sync += self.address.eq(beyond)
+        with m.Elif(self.step):
+            m.d.sync += following.eq(behind)
+            target = Mux(self.tile_last, behind, tile + 1)
+            m.d.sync += [self.address.eq(target), tile.eq(target)]
+            with m.If(self.tile_last):
+                m.d.sync += group.eq(behind)
+        return m
+
+
+class Requantiser(wiring.Component):
+    """Takes a tile's accumulators value by value: output lane by output lane, pixel by pixel.
+
+    Each value passes: bias and shift (`arith.shift`), residual addition (`arith.add_residual`),
+    and the restoring division of its staircase (`arith.restoring_division`), one value a cycle,
+    ``2 + 1 + activation_bits`` cycles. A tile takes `Geometry.tile_cycles`.
+
+    Memory accesses of the residual stream are not held up by anything: `gate` lets tiles start only on
+    multiples of `Geometry.phase_cycles`, on which reads and writes of residuals never meet. Writes
+    of activations wait in registers for a free cycle.
+
+    While the image is taken in (`input_mode`), and in the last layer, one value at a time goes to a
+    serial divider instead, and the next waits for `quotient_done`.
+
+    Members
+    -------
+    record : In
+    input_mode : In(1); channels : In(4), of the image, less one
+    layer_start : In(1), strobe
+    start : In(1), a tile's last step is issued (see `hw.fetch.StepIssue`)
+    gate : Out(1), a tile's last step may be issued
+    accumulators, captured : In, from the lanes
+    byte_valid, byte : In, one pixel of one channel; byte_ready : Out, it has been taken
+    pooled : In, a pooling window's sum times 36/count; pooled_place : In(`value_layout`)
+    param_address : Out, param_data : In, one cycle later
+    input_done : In(1), strobe: the parameters of the input are not needed any more
+    residual_read, residual_write, activation_write : memory ports
+    dividend, divisor, keep, quotient_start : Out, to the serial divider
+    quotient_done : In(1)
+    group_done : Out(1), strobe: the group's last value is through
+    writing : Out(1), a write is waiting
+    """
+
+    def __init__(self, geometry: Geometry) -> None:
+        self._geometry = g = geometry
+        lead = Lanes.latency - g.param_words - 1
+        if lead < 0 or g.channel_cycles < 2:
+            raise ValueError(f"param_words must be 2 or 3, not {g.param_words}")
+        if (3 + g.pixel_lanes - g.channel_cycles) % g.phase_cycles == 0:
+            raise ValueError("residual reads and writes would meet in this geometry")
+        self._lead = lead
+        self.value_bits = max(g.accumulator_bits, g.bias_bits, pooled_bits(g)) + 1
+        self.x_bits = max(g.accumulator_bits, g.residual_bits)
+        self.dividend_bits = max(self.x_bits + g.fraction_bits, g.offset_bits) + 1
+        sums = data.ArrayLayout(signed(g.accumulator_bits), g.output_lanes * g.pixel_lanes)
+        super().__init__(
+            {
+                "record": In(struct(g.record_fields)),
+                "input_mode": In(1),
+                "channels": In(4),
+                "layer_start": In(1),
+                "start": In(1),
+                "gate": Out(1),
+                "accumulators": In(sums),
+                "captured": In(1),
+                "byte_valid": In(1),
+                "byte": In(8),
+                "byte_ready": Out(1),
+                "pooled": In(signed(pooled_bits(g))),
+                "pooled_place": In(value_layout(g)),
+                "param_address": Out(range(2 * g.output_lanes * g.param_words)),
+                "param_data": In(g.stream_bits),
+                "input_done": In(1),
+                "residual_read": Out(memory_read(g)),
+                "residual_write": Out(memory_write(g)),
+                "activation_write": Out(memory_write(g)),
+                "dividend": Out(signed(self.dividend_bits)),
+                "divisor": Out(g.divisor_bits),
+                "keep": Out(1),
+                "quotient_start": Out(1),
+                "quotient_done": In(1),
+                "group_done": Out(1),
+                "writing": Out(1),
+            }
+        )
+
+    def elaborate(self, platform: object) -> Module:
+        m = Module()
+        g = self._geometry
+        begin = self._pace(m)
+        place, read_slot = self._sequence(m, begin)
+        delayed = self._delay(m, place, g.param_words + 1, "place")
+        param = self._params(m, read_slot)
+        moved, at_b, param_b = self._move(m, delayed[-1], param)
+        x, at_c, param_c = self._add(m, delayed[-2], moved, at_b, param_b)
+        q, at_q = self._divide(m, x, at_c, param_c)
+        self._write_residuals(m, x, at_c, param_c)
+        self._write_activations(m, q, at_q)
+        sequence_done = self._sequence_done
+        with m.If(self.record.last):
+            m.d.comb += self.group_done.eq(sequence_done & self._tile_last & ~self.input_mode)
+        with m.Else():
+            last = at_q.tile_end & at_q.tile_last & (at_q.pixel == g.pixel_lanes - 1)
+            m.d.comb += self.group_done.eq(at_q.valid & last)
+        return m
+
+    def _delay(self, m: Module, value: data.View, cycles: int, name: str) -> list[data.View]:
+        chain = [value]
+        for i in range(cycles):
+            chain.append(Signal(value.shape(), name=f"{name}_q{i + 1}"))
+            m.d.sync += chain[-1].eq(chain[-2])
+        return chain
+
+    def _pace(self, m: Module) -> Signal:
+        """When tiles may end, and when their sequence begins; returns the latter."""
+        g = self._geometry
+        phase = Signal(range(g.phase_cycles))
+        m.d.sync += phase.eq(Mux(phase == g.phase_cycles - 1, 0, phase + 1))
+        cooldown = Signal(range(g.tile_cycles))
+        scoring = Signal()
+        with m.If(self.start):
+            m.d.sync += [cooldown.eq(g.tile_cycles - 1), scoring.eq(self.record.last)]
+        with m.Elif(cooldown != 0):
+            m.d.sync += cooldown.eq(cooldown - 1)
+        self._sequence_done = Signal()
+        with m.If(self._sequence_done):
+            m.d.sync += scoring.eq(0)
+        m.d.comb += self.gate.eq(
+            (cooldown == 0) & ((phase == 0) | ~self.record.residual) & ~scoring
+        )
+        begin = Signal()
+        if self._lead:
+            late = Signal(self._lead)
+            m.d.sync += late.eq(Cat(self.start, late))
+            m.d.comb += begin.eq(late[-1])
+        else:
+            m.d.comb += begin.eq(self.start)
+        return begin
+
+    def _sequence(self, m: Module, begin: Signal) -> tuple[data.View, Signal]:
+        """Walks the output lanes of a tile; returns the place of this cycle's value."""
+        g, r = self._geometry, self.record
+        lanes, cycles = g.pixel_lanes, g.channel_cycles
+        running, waiting, bank = Signal(), Signal(), Signal()
+        channel, slot = Signal(range(max(g.output_lanes, 2))), Signal(range(cycles))
+        image_channel = Signal(4)
+        size = g.output_lanes * g.param_words
+        index = Signal(range(max(size, 2)))
+        slow = self.input_mode | r.last
+        final_slot, final_channel = Signal(), Signal()
+        m.submodules.tiles = tiles = TileCounter(g)
+        self._tile_last = tile_last = tiles.row_end & tiles.last_row
+        done = self._sequence_done
+        m.d.comb += [
+            tiles.record.eq(r),
+            tiles.restart.eq(self.layer_start),
+            tiles.step.eq(done & ~self.input_mode),
+            final_slot.eq((slot == cycles - 1) & ~(slow & waiting)),
+            final_channel.eq((channel == g.output_lanes - 1) | self.input_mode),
+            done.eq(running & final_slot & final_channel),
+            self.param_address.eq(Mux(bank, size, 0) + index),
+            self.byte_ready.eq(self.input_mode & done),
+        ]
+        with m.If(running):
+            with m.If(slot != cycles - 1):
+                m.d.sync += slot.eq(slot + 1)
+            with m.If((slot == 0) & slow):
+                m.d.sync += waiting.eq(1)
+            with m.If(final_slot):
+                m.d.sync += [slot.eq(0), channel.eq(channel + 1)]
+            with m.If((slot < g.param_words) & ((slot != cycles - 1) | final_slot)):
+                m.d.sync += index.eq(index + 1)
+            with m.If(done):
+                m.d.sync += running.eq(0)
+                with m.If(self.input_mode):
+                    m.d.sync += image_channel.eq(image_channel + 1)
+                    with m.If(image_channel == self.channels):
+                        m.d.sync += [image_channel.eq(0), index.eq(0)]
+        with m.If(self.quotient_done):
+            m.d.sync += waiting.eq(0)
+        with m.If(begin | (self.input_mode & self.byte_valid & ~running)):
+            m.d.sync += [running.eq(1), slot.eq(0), channel.eq(0)]
+            with m.If(begin):
+                m.d.sync += index.eq(0)
+        with m.If(self.input_done | (done & tile_last & ~self.input_mode)):
+            m.d.sync += bank.eq(~bank)
+
+        place = Signal(value_layout(g))
+        in_word = channel & (g.residual_channels - 1)
+        m.d.comb += [
+            place.valid.eq(running & (slot < lanes) & ~(slow & (slot != 0))),
+            place.shift.eq(running & (slot < lanes) & ((slot != cycles - 1) | final_slot)),
+            place.pixel.eq(slot),
+            place.fits.eq(~tiles.row_end | (slot <= r.tail_less)),
+            place.word_first.eq((in_word == 0) & (slot == 0)),
+            place.word_end.eq((in_word == g.residual_channels - 1) & (slot == lanes - 1)),
+            place.word_last.eq(channel >= g.output_lanes - g.residual_channels),
+            place.tile_end.eq(channel == g.output_lanes - 1),
+            place.row_end.eq(tiles.row_end),
+            place.tile_last.eq(tile_last),
+        ]
+        read_slot = Signal(data.StructLayout({"valid": 1, "slot": range(cycles)}))
+        m.d.sync += [read_slot.valid.eq(running), read_slot.slot.eq(slot)]
+        return place, read_slot
+
+    def _params(self, m: Module, read: data.View) -> data.View:
+        """Collects a channel's parameters word by word."""
+        g = self._geometry
+        param = Signal(struct(g.param_fields))
+        parts = [Signal(g.stream_bits, name=f"part{i}") for i in range(g.param_words - 1)]
+        for i, part in enumerate(parts):
+            with m.If(read.valid & (read.slot == i)):
+                m.d.sync += part.eq(self.param_data)
+        with m.If(read.valid & (read.slot == g.param_words - 1)):
+            m.d.sync += param.as_value().eq(Cat(*parts, self.param_data))
+        return param
+
+    def _move(self, m: Module, place: data.View, param: data.View) -> tuple:
+        """Bias and shift. The value is an accumulator, a pooled sum, or a pixel."""
+        g, r = self._geometry, self.record
+        drain = [
+            Signal(signed(g.accumulator_bits), name=f"drain{i}")
+            for i in range(g.output_lanes * g.pixel_lanes)
+        ]
+        with m.If(self.captured):
+            m.d.sync += [d.eq(self.accumulators[i]) for i, d in enumerate(drain)]
+        with m.Elif(place.shift):
+            m.d.sync += Cat(*drain).eq(Cat(*drain[1:]))
+        at = Signal(value_layout(g))
+        value, total = Signal(signed(self.value_bits)), Signal(signed(self.value_bits + 1))
+        moved = Signal(signed(self.value_bits + 1 + g.max_left_shift))
+        param_b = Signal(param.shape())
+        bias = Mux(r.pool, r.rounding, param.bias)
+        m.d.comb += value.eq(
+            Mux(self.input_mode, self.byte, Mux(r.pool, self.pooled, drain[0]))
+        )
+        m.d.comb += total.eq(value + bias)
+        down = Mux(self.input_mode, g.max_left_shift, r.down)
+        m.d.sync += [
+            moved.eq((total << g.max_left_shift) >> down),
+            at.eq(Mux(r.pool, self.pooled_place.as_value(), place.as_value())),
+            param_b.eq(param),
+        ]
+        return moved, at, param_b
+
+    def _add(
+        self, m: Module, early: data.View, moved: Signal, at: data.View, param: data.View
+    ) -> tuple:
+        """Residual addition, saturating. ``early`` is the place one cycle before `_move`."""
+        g, r = self._geometry, self.record
+        width = g.residual_bits
+        group = Signal(8)
+        with m.If(self.layer_start):
+            m.d.sync += group.eq(0)
+        with m.Elif(self._sequence_done & self._tile_last):
+            m.d.sync += group.eq(group + 1)
+        # The tile's group is looked at when its words are read; the next tile's sequence may have
+        # begun by then only if it is of the same or the next group, so the flag travels along.
+        reads = Signal()
+        m.d.comb += reads.eq(group < r.residual_groups)
+        reading = self._delay(m, reads, g.param_words, "reads")[-1]
+        m.submodules.read_pointer = pointer = ResidualPointer(g)
+        event, loading, loads_zero = Signal(), Signal(), Signal()
+        m.d.comb += [
+            event.eq(early.valid & early.word_first & r.residual),
+            pointer.record.eq(r),
+            pointer.layer_start.eq(self.layer_start),
+            pointer.step.eq(event),
+            pointer.word_last.eq(early.word_last),
+            pointer.tile_last.eq(early.tile_last),
+            self.residual_read.valid.eq(event & reading),
+            self.residual_read.address.eq(pointer.address),
+        ]
+        m.d.sync += [loading.eq(event), loads_zero.eq(~reading)]
+        stream = Signal(g.residual_lanes * width)
+        with m.If(loading):
+            m.d.sync += stream.eq(Mux(loads_zero, 0, self.residual_read.data))
+        with m.Elif(at.valid):
+            m.d.sync += stream.eq(stream >> width)
+        r0 = Mux(r.residual & ~r.pool, stream[:width], 0).as_signed()
+        total = Signal(signed(len(moved) + 1))
+        m.d.comb += total.eq(moved + r0)
+        low, high = -(1 << (width - 1)), (1 << (width - 1)) - 1
+        over = Signal()
+        sign = total[-1]
+        m.d.comb += over.eq(r.residual & (total[width - 1 :] != sign.replicate(len(total) - width + 1)))
+        x = Signal(signed(self.x_bits))
+        at_c, param_c = Signal(at.shape()), Signal(param.shape())
+        m.d.sync += [
+            x.eq(Mux(over, Mux(sign, low, high), total)),
+            at_c.eq(at),
+            param_c.eq(param),
+        ]
+        return x, at_c, param_c
+
+    def _divide(self, m: Module, x: Signal, at: data.View, param: data.View) -> tuple:
+        """The staircase: 2**F * (gain * x) - offset, then one comparison a cycle."""
+        g = self._geometry
+        b = g.activation_bits
+        turned = Mux(param.gain[0], x, Mux(param.gain[1], ~x, 0))
+        y, d = Signal(signed(self.dividend_bits)), Signal(g.divisor_bits)
+        place, q = Signal(at.shape()), Signal(b)
+        keep = Signal()
+        m.d.sync += [
+            y.eq((turned << g.fraction_bits) - param.offset),
+            d.eq(param.divisor),
+            keep.eq(param.keep),
+            place.eq(at),
+        ]
+        m.d.comb += [
+            self.dividend.eq(y),
+            self.divisor.eq(d),
+            self.keep.eq(keep),
+            self.quotient_start.eq(
+                place.valid & (self.input_mode | self.record.last) & (place.pixel == 0)
+            ),
+        ]
+        for j in range(b - 1, -1, -1):
+            rest, bit = Signal(signed(self.dividend_bits + 1)), Signal()
+            m.d.comb += [rest.eq(y - (d << j)), bit.eq(~rest[-1])]
+            y_next, d_next = Signal(y.shape(), name=f"y{j}"), Signal(d.shape(), name=f"d{j}")
+            q_next, place_next = Signal(b, name=f"q{j}"), Signal(at.shape(), name=f"place{j}")
+            m.d.sync += [
+                y_next.eq(Mux(bit, rest, y)),
+                d_next.eq(d),
+                q_next.eq(Cat(bit, q)),
+                place_next.eq(place),
+            ]
+            y, d, q, place = y_next, d_next, q_next, place_next
+        return q, place
+
+    def _write_residuals(self, m: Module, x: Signal, at: data.View, param: data.View) -> None:
+        g, r = self._geometry, self.record
+        port, width = self.residual_write, g.residual_bits
+        m.submodules.write_pointer = pointer = ResidualPointer(g)
+        packed = Signal(g.residual_lanes * width)
+        full, word_last, tile_last = Signal(), Signal(), Signal()
+        kept = Mux(at.fits & (param.keep | r.pool), x[:width], 0)
+        with m.If(at.valid):
+            m.d.sync += packed.eq(Cat(packed[width:], kept))
+        m.d.sync += [
+            full.eq(at.valid & at.word_end & r.residual & ~self.input_mode),
+            word_last.eq(at.word_last),
+            tile_last.eq(at.tile_last),
+        ]
+        m.d.comb += [
+            port.valid.eq(full),
+            port.address.eq(pointer.address),
+            port.data.eq(packed),
+            port.mask.eq(-1),
+            pointer.record.eq(r),
+            pointer.layer_start.eq(self.layer_start),
+            pointer.step.eq(full),
+            pointer.word_last.eq(word_last),
+            pointer.tile_last.eq(tile_last),
+        ]
+
+    def _write_activations(self, m: Module, q: Signal, at: data.View) -> None:
+        """Collects output_lanes activations of each pixel, then writes them into their word."""
+        g, r = self._geometry, self.record
+        b, lanes = g.activation_bits, g.pixel_lanes
+        port = self.activation_write
+        part = g.output_lanes * b
+        chunks = g.word_channels // g.output_lanes
+        packed = [Signal(part - b, name=f"packed{p}") for p in range(lanes)]
+        held = [Signal(part, name=f"held{p}") for p in range(lanes)]
+        pending, address = Signal(lanes), Signal(g.address_bits)
+        tile, plane = Signal(g.address_bits), Signal(g.address_bits)
+        chunk, held_chunk = Signal(range(max(chunks, 2))), Signal(range(max(chunks, 2)))
+        useful = at.valid & r.requantise & ~self.input_mode
+        for p in range(lanes):
+            with m.If(useful & (at.pixel == p)):
+                m.d.sync += packed[p].eq(Cat(packed[p], q)[b:])
+                with m.If(at.tile_end):
+                    m.d.sync += [held[p].eq(Cat(packed[p], q)), pending[p].eq(at.fits)]
+        with m.If(useful & at.tile_end & (at.pixel == 0)):
+            m.d.sync += [
+                address.eq(tile),
+                held_chunk.eq(chunk),
+                tile.eq(tile + Mux(at.row_end, r.tail_less + 1, lanes)),
+            ]
+            with m.If(at.tile_last):
+                m.d.sync += [chunk.eq(chunk + 1), tile.eq(plane)]
+                with m.If(chunk == chunks - 1):
+                    beyond = plane + r.out_plane
+                    m.d.sync += [chunk.eq(0), plane.eq(beyond), tile.eq(beyond)]
+        with m.If(self.layer_start):
+            m.d.sync += [tile.eq(r.out_base), plane.eq(r.out_base), chunk.eq(0)]
+        m.d.comb += [port.valid.eq(pending.any()), self.writing.eq(pending.any())]
+        for p in reversed(range(lanes)):
+            with m.If(pending[p]):
+                m.d.comb += [
+                    port.address.eq(address + p),
+                    port.data.eq(held[p].replicate(chunks)),
+                ]
+        lowest = pending & (~pending + 1)
+        with m.If(port.ready):
+            for p in range(lanes):
+                with m.If(lowest[p]):
+                    m.d.sync += pending[p].eq(0)
+        masks = [((1 << g.output_lanes) - 1) << g.output_lanes * i for i in range(chunks)]
+        m.d.comb += port.mask.eq(Array(Const(v, g.word_channels) for v in masks)[held_chunk])

@@ -1,0 +1,56 @@
+"""Scores of the classes, and which is the highest."""
+
+from __future__ import annotations
+
+from amaranth.hdl import Module, Mux, Signal, signed
+from amaranth.lib import data, stream, wiring
+from amaranth.lib.wiring import In, Out
+
+from compiler import arith
+
+ANSWER = data.StructLayout({"score": signed(arith.SCORE_BITS), "label": 8, "last": 1})
+"""One class's score; with the last one, `label` is the class of the highest (ties: the lowest)."""
+
+
+class Scorer(wiring.Component):
+    """Numbers the scores as they come and keeps the highest.
+
+    Members
+    -------
+    classes : In(8)
+    quotient : In, unsigned: the score plus 2**(SCORE_BITS - 1)
+    valid : In(1), strobe; the quotient stays until `taken`
+    taken : Out(1), strobe, it has been passed on
+    o : Out(stream of `ANSWER`)
+    """
+
+    def __init__(self) -> None:
+        super().__init__(
+            {
+                "classes": In(8),
+                "quotient": In(arith.SCORE_BITS),
+                "valid": In(1),
+                "taken": Out(1),
+                "o": Out(stream.Signature(ANSWER)),
+            }
+        )
+
+    def elaborate(self, platform: object) -> Module:
+        m = Module()
+        label, best_label = Signal(8), Signal(8)
+        best = Signal(arith.SCORE_BITS)
+        better = (label == 0) | (self.quotient > best)
+        answer = self.o.payload
+        m.d.comb += [
+            answer.score.eq(self.quotient ^ (1 << (arith.SCORE_BITS - 1))),
+            answer.label.eq(Mux(better, label, best_label)),
+            answer.last.eq(label + 1 == self.classes),
+            self.taken.eq(self.o.valid & self.o.ready),
+        ]
+        with m.If(self.valid):
+            m.d.sync += self.o.valid.eq(1)
+        with m.Elif(self.taken):
+            m.d.sync += [self.o.valid.eq(0), label.eq(Mux(answer.last, 0, label + 1))]
+            with m.If(better):
+                m.d.sync += [best.eq(self.quotient), best_label.eq(label)]
+        return m

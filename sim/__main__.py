@@ -1,0 +1,136 @@
+"""`python -m sim`: run the benches, and compare the accuracy of float, integers and RTL."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import logging
+import pkgutil
+import sys
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from types import ModuleType
+
+from compiler.errors import SignumError, UsageError
+
+INTERRUPTED = 130
+"""Exit code after Ctrl-C."""
+
+
+def benches() -> list[str]:
+    """Names of the blocks that have a bench: the modules of `sim.benches` with a `design()`."""
+    from sim import benches as package
+
+    names = sorted(module.name for module in pkgutil.iter_modules(package.__path__))
+    return [name for name in names if hasattr(_bench_module(name), "design")]
+
+
+def _bench_module(name: str) -> ModuleType:
+    return importlib.import_module(f"sim.benches.{name}")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Build each named block (all without a name) and run its bench; the first failure stops."""
+    from rich.console import Console
+
+    from sim.runner import Simulation, default_seed
+
+    known = benches()
+    if args.block and args.block not in known:
+        raise UsageError(
+            f"BLOCK must be one of {', '.join(known)}, not {args.block!r}",
+            hint="python -m sim list",
+        )
+    seed = default_seed() if args.seed is None else args.seed
+    console = Console(stderr=args.json)
+    report = {}
+    for name in [args.block] if args.block else known:
+        module = _bench_module(name)
+        for case, (component, options, parameters) in module.design().items():
+            label = f"{name} {case}".strip()
+            with console.status(f"{label}: building"):
+                started = time.monotonic()
+                simulation = Simulation.build(component, name, waves=args.waves, **options)
+                built_s = time.monotonic() - started
+            with console.status(f"{label}: running, seed {seed}"):
+                results = simulation.run(
+                    module.__name__, parameters=parameters, seed=seed, timeout_s=args.timeout
+                )
+            passed = sum(outcome.passed for outcome in results.tests.values())
+            report[label] = {
+                "tests": passed,
+                "seed": seed,
+                "build_s": round(built_s, 2),
+                "run_s": round(results.wall_s, 2),
+                "folder": str(results.folder),
+                "values": {k: v for k, v in results.values.items() if not hasattr(v, "shape")},
+            }
+            console.print(
+                f"{label}: {passed} passed, seed {seed} "
+                f"(built in {built_s:.1f} s, ran in {results.wall_s:.1f} s)",
+                highlight=False,
+            )
+    if args.json:
+        print(json.dumps(report, indent=1))
+    return 0
+
+
+def list_blocks(args: argparse.Namespace) -> int:
+    """Print the blocks that have a bench, with what it says of itself."""
+    for name in benches():
+        summary = (_bench_module(name).__doc__ or "").strip().splitlines()[0]
+        print(f"{name:<16} {summary}")
+    return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    top = argparse.ArgumentParser(prog="python -m sim", description=__doc__)
+    top.add_argument("-v", "--verbose", action="count", default=0, help="say more; -vv: tracebacks")
+    commands = top.add_subparsers(dest="command", required=True)
+
+    command = commands.add_parser("run", help="run the bench of a block, or of all")
+    command.add_argument("block", nargs="?", metavar="BLOCK", help="see `list`; all without one")
+    command.add_argument("--seed", type=_seed, metavar="N", help="of every random choice")
+    command.add_argument("--waves", action="store_true", help="record signals to dump.vcd")
+    command.add_argument(
+        "--timeout", type=float, default=600.0, metavar="S", help="limit of a run in seconds"
+    )
+    command.add_argument("--json", action="store_true", help="results on standard output as JSON")
+    command.set_defaults(function=run)
+
+    command = commands.add_parser("list", help="list the blocks that have a bench")
+    command.set_defaults(function=list_blocks)
+    return top
+
+
+def _seed(text: str) -> int:
+    if not text.isdecimal() or len(text) > 9:
+        raise argparse.ArgumentTypeError(f"must be a number of at most nine digits, not {text!r}")
+    return int(text)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; returns its exit code (see `compiler.errors`)."""
+    args = parser().parse_args(arguments)
+    level = (logging.WARNING, logging.INFO, logging.DEBUG)[min(args.verbose, 2)]
+    logging.basicConfig(level=level, format="%(name)s: %(message)s")
+    function: Callable[[argparse.Namespace], int] = args.function
+    try:
+        return function(args)
+    except SignumError as error:
+        if args.verbose > 1:
+            traceback.print_exc()
+        print(error.report(), file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        if args.verbose > 1:
+            traceback.print_exc()
+        print("interrupted", file=sys.stderr)
+        return INTERRUPTED
+
+
+if __name__ == "__main__":
+    sys.exit(main())

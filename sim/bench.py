@@ -1,0 +1,80 @@
+"""What a bench calls inside the simulator: its parameters, its results, clock and reset.
+
+A bench is a module of cocotb tests. `runner.Simulation.run` hands it parameters and takes back
+values, both through files named by the environment, so any mix of JSON values and arrays passes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+PARAMETERS_VARIABLE = "SIGNUM_BENCH"
+"""Environment variable: the JSON file of parameters; `arrays.npz` beside it holds the arrays."""
+
+VALUES_VARIABLE = "SIGNUM_BENCH_VALUES"
+"""Environment variable: the JSON file to write results to; its `.npz` twin holds the arrays."""
+
+
+def save(path: Path, values: Mapping[str, Any]) -> None:
+    """Write values to `path` (JSON) and arrays to its `.npz` twin."""
+    arrays = {key: value for key, value in values.items() if isinstance(value, np.ndarray)}
+    plain = {key: value for key, value in values.items() if key not in arrays}
+    path.write_text(json.dumps(plain, indent=1, default=_plain))
+    np.savez(path.with_suffix(".npz"), **arrays)
+
+
+def load(path: Path) -> dict[str, Any]:
+    """Read back what `save` wrote; an absent file reads as nothing."""
+    if not path.exists():
+        return {}
+    values = json.loads(path.read_text())
+    with np.load(path.with_suffix(".npz"), allow_pickle=False) as arrays:
+        values.update(arrays)
+    return values
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, np.integer | np.floating | np.bool_):
+        return value.item()
+    if isinstance(value, Path):
+        return str(value)
+    raise TypeError(
+        f"a bench parameter must be JSON or an array, not {type(value).__name__} {value!r}"
+    )
+
+
+def parameters() -> dict[str, Any]:
+    """The parameters of this run, as given to `Simulation.run`; empty without any."""
+    return load(Path(os.environ[PARAMETERS_VARIABLE])) if PARAMETERS_VARIABLE in os.environ else {}
+
+
+def publish(**values: Any) -> None:
+    """Add values to what `Simulation.run` returns; a later value of a name replaces an earlier."""
+    path = Path(os.environ[VALUES_VARIABLE])
+    save(path, {**load(path), **values})
+
+
+def start_clock(signal: Any, frequency_mhz: float = 100.0) -> Any:
+    """Drive a clock from compiled code (not Python) and return it; the period is even in ps."""
+    from cocotb.clock import Clock  # noqa: PLC0415 (importable in a simulator only)
+
+    period_ps = 2 * round(500_000 / frequency_mhz)
+    clock = Clock(signal, period_ps, unit="ps", impl="gpi")
+    clock.start(start_high=False)
+    return clock
+
+
+async def reset(dut: Any, cycles: int = 2) -> None:
+    """Hold `dut.rst` high over some rising edges of `dut.clk`, then return just after one."""
+    from cocotb.triggers import RisingEdge  # noqa: PLC0415 (importable in a simulator only)
+
+    dut.rst.value = 1
+    for _ in range(cycles):
+        await RisingEdge(dut.clk)
+    dut.rst.value = 0

@@ -1,0 +1,169 @@
+"""Random networks whose activations are alive: what tests of every package run.
+
+`random_checkpoint` draws weights and takes batch norm's moments, and the quantisers' steps, from
+random images run through the network, as training would leave them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from compiler import graph as ir
+from compiler.arith import POOL_UNIT, bits_signed, conv_scale, shift
+from compiler.calibrate import calibrate
+from compiler.checkpoint import (
+    Checkpoint,
+    Network,
+    Quantiser,
+    Tensors,
+    batch_norms,
+    has_learned_affine,
+    layers,
+    validate,
+)
+from compiler.lower import lower
+from compiler.program import Add, Pool, Program, Tensor
+
+Padding = Literal["torch", "matlab", "keras"]
+
+
+def random_images(seed: int, count: int, shape: tuple[int, int, int]) -> NDArray[np.uint8]:
+    """(N, C, H, W) uint8: noise on a random level, with pixels at both ends of the range."""
+    rng = np.random.default_rng([seed, 1])
+    level = rng.integers(0, 256, (count, shape[0], 1, 1))
+    noise = rng.normal(0, 60, (count, *shape))
+    return np.clip(np.rint(level + noise), 0, 255).astype(np.uint8)
+
+
+def random_checkpoint(
+    seed: int = 0,
+    depth: int = 8,
+    width: float = 0.25,
+    shape: tuple[int, int, int] = (3, 8, 8),
+    classes: int = 5,
+    padding: Padding = "torch",
+    bits: int | None = 4,
+    *,
+    learned: bool = False,
+    input_relu: bool = False,
+    skip: bool = True,
+    channel_scales: bool = False,
+    weights: Literal["1bit", "32bit"] = "1bit",
+) -> Checkpoint:
+    """A well-scaled random network.
+
+    Parameters
+    ----------
+    shape : (channels, height, width)
+        Of the image.
+    bits : int or None
+        Activation bits; None for a checkpoint with float activations (no steps).
+    learned : bool
+        Batch norms with gamma and beta, some gammas negative and one in eight 0.
+    channel_scales : bool
+        A scale for each output channel, as in BWN: additions that no shift aligns.
+    """
+    network = Network(
+        depth,
+        width,
+        classes,
+        shape,
+        weights=weights,
+        batch_norm="learned" if learned else "fixed",
+        input_relu=input_relu,
+        skip=skip,
+        padding=padding,
+    )
+    rng = np.random.default_rng([seed, 0])
+    tensors = _weights(rng, network, channel_scales) | _affines(rng, network)
+    images = random_images(seed, 32, shape)
+    checkpoint = Checkpoint(network, tensors, None, {"seed": seed})
+    graph = _with_moments(checkpoint, images)
+    if bits is None:
+        return validate(checkpoint)
+    calibrated = calibrate(graph, bits, images)
+    steps = {q.name.removesuffix(".q"): float(q.step or 0) for q in calibrated.all(ir.Quantiser)}
+    return validate(replace(checkpoint, quantiser=Quantiser(bits, steps)))
+
+
+def random_program(seed: int = 0, residual_bits: int | None = 16, **options: Any) -> Program:
+    """The Program of `random_checkpoint`, lowered by the normal path with calibration images."""
+    checkpoint = random_checkpoint(seed, **options)
+    images = random_images(seed, 32, checkpoint.network.input)
+    return lower(ir.build(checkpoint), None, images, residual_bits)
+
+
+def with_residual_bits(program: Program, bits: int) -> Program:
+    """The same Program with narrower residual streams, so that they saturate.
+
+    A pool's answer keeps the width that its source can fill.
+    """
+    widths: dict[str, int] = {}
+    for op in program.ops:
+        if isinstance(op, Add):
+            widths[op.output] = bits
+        elif isinstance(op, Pool):
+            reach = int(shift(POOL_UNIT << (widths[op.source] - 1), -op.right_shift))
+            widths[op.output] = max(bits, bits_signed(-reach, reach - 1))
+
+    def narrowed(tensor: Tensor) -> Tensor:
+        if tensor.name not in widths:
+            return tensor
+        half = 1 << (widths[tensor.name] - 1)
+        return replace(tensor, low=-half, high=half - 1)
+
+    tensors = tuple(map(narrowed, program.tensors))
+    return Program(
+        program.network, program.activation_bits, tensors, program.ops, program.labels
+    ).verify()
+
+
+def _weights(rng: np.random.Generator, network: Network, channel_scales: bool) -> Tensors:
+    tensors: Tensors = {}
+    for layer in layers(network):
+        shape = (layer.c_out, layer.c_in, layer.kernel, layer.kernel)
+        scale = conv_scale(layer.fan_in)
+        if network.weights == "32bit":
+            tensors[f"{layer.name}.weight"] = rng.normal(0, scale, shape).astype(np.float32)
+            continue
+        tensors[f"{layer.name}.weight"] = rng.choice(np.array([-1, 1], np.int8), shape)
+        spread = rng.uniform(0.5, 1.5, layer.c_out) if channel_scales else 1.0
+        tensors[f"{layer.name}.scale"] = np.asarray(scale * spread)
+    return tensors
+
+
+def _affines(rng: np.random.Generator, network: Network) -> Tensors:
+    """Batch norms: moments still to be measured, gamma and beta drawn where they are learned."""
+    tensors: Tensors = {}
+    for name, channels in batch_norms(network).items():
+        tensors[f"{name}.mean"] = np.zeros(channels, np.float32)
+        tensors[f"{name}.variance"] = np.ones(channels, np.float32)
+        if has_learned_affine(network, name):
+            gamma = rng.uniform(0.5, 1.5, channels) * rng.choice([-1, 1], channels, p=[0.3, 0.7])
+            gamma[rng.random(channels) < 1 / 8] = 0
+            tensors[f"{name}.gamma"] = gamma.astype(np.float32)
+            tensors[f"{name}.beta"] = rng.normal(0.2, 0.3, channels).astype(np.float32)
+    return tensors
+
+
+def _with_moments(checkpoint: Checkpoint, images: NDArray[np.uint8]) -> ir.Graph:
+    """Measure every batch norm's moments in order of the flow, into the checkpoint's tensors."""
+    tensors = checkpoint.tensors
+    values: dict[str, ir.Float] = {}
+    for node in ir.build(checkpoint).nodes:
+        if isinstance(node, ir.Input):
+            values[node.name] = images.astype(np.float64)
+            continue
+        x = values[node.source]
+        if isinstance(node, ir.BatchNorm):
+            mean, variance = x.mean(axis=(0, 2, 3)), x.var(axis=(0, 2, 3))
+            node = replace(node, mean=mean, variance=variance)
+            tensors[f"{node.name}.mean"][:] = mean
+            tensors[f"{node.name}.variance"][:] = variance
+        read = [values[name] for name in ir.sources(node)]
+        values[node.name] = ir.evaluate(node, read, quantised=False)
+    return ir.build(checkpoint)

@@ -1,0 +1,345 @@
+"""The run: schedule, exact resume, moments, results, command line."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from compiler import datasets
+from compiler.checkpoint import load
+from compiler.datasets import Dataset
+from compiler.errors import CheckpointError, DataError, UsageError
+from train.__main__ import main
+from train.data import Augmentation, splits
+from train.loop import (
+    Job,
+    Progress,
+    Recipe,
+    cycle_of,
+    learning_rate,
+    recompute_moments,
+    train,
+)
+from train.network import Architecture, Network
+
+CPU = torch.device("cpu")
+
+
+def job(**changes: Any) -> Job:
+    architecture = Architecture(8, 0.25, 3, (1, 8, 8), activation_bits=4)
+    augmentation = Augmentation(flip=True, pad=1, cutout=2)
+    recipe = Recipe(epochs=4, batch=25, quantise_from=1, seed=3, augmentation=augmentation)
+    return Job("digits", architecture, replace(recipe, **changes))
+
+
+@pytest.fixture(autouse=True)
+def few_images_for_moments(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("train.loop.MOMENTS_IMAGES", 100)
+
+
+# -- schedule --------------------------------------------------------------------------------------
+
+
+def test_cycles_double_and_restart() -> None:
+    starts = [0, 2, 6, 14, 30, 62, 126, 254]
+    for start, end in pairwise(starts):
+        assert cycle_of(start, 2) == cycle_of(end - 1, 2) == (start, end - start)
+
+
+@pytest.mark.parametrize(
+    ("epochs", "rate"),
+    [
+        (0, 0.1),
+        (0.5, 1e-4 + 0.0999 * (1 + math.sqrt(0.5)) / 2),
+        (1, 0.05005),
+        (2 - 1e-9, 1e-4),
+        (2, 0.1),
+        (4, 0.05005),
+        (6, 0.1),
+        (10, 0.05005),
+        (126, 0.1),
+        (190, 0.05005),
+        (254 - 1e-9, 1e-4),
+    ],
+)
+def test_learning_rate(epochs: float, rate: float) -> None:
+    assert learning_rate(epochs, Recipe(epochs=254)) == pytest.approx(rate, rel=1e-6)
+
+
+def test_every_step_has_its_rate(
+    tiny: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rates: list[float] = []
+    real = torch.optim.SGD.step
+
+    def record(self: torch.optim.SGD, *rest: Any) -> Any:
+        rates.append(self.param_groups[0]["lr"])
+        return real(self, *rest)
+
+    monkeypatch.setattr(torch.optim.SGD, "step", record)
+    train(job(epochs=2, batch=30), splits(tiny, CPU), tmp_path, Progress())
+    expected = [1e-4 + 0.0999 * (1 + math.cos(math.pi * k / 8)) / 2 for k in range(8)]
+    assert rates == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("wrong", [{"epochs": 0}, {"batch": 0}, {"final_rate": 1.0}])
+def test_illegal_recipes(wrong: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match="must be"):
+        Recipe(**({"epochs": 2} | wrong))
+
+
+# -- moments ---------------------------------------------------------------------------------------
+
+
+def test_moments_are_the_average_of_the_batches_own() -> None:
+    network = Network(Architecture(8, 1, 10, (2, 6, 6)))
+    rng = np.random.default_rng(0)
+    batches = [rng.integers(0, 256, (n, 2, 6, 6)).astype(np.uint8) for n in (10, 10, 30)]
+    recompute_moments(network, [torch.from_numpy(batch) for batch in batches])
+    bn = network.input.bn
+    means = [batch.mean((0, 2, 3)) for batch in batches]
+    variances = [batch.astype(float).var((0, 2, 3), ddof=1) for batch in batches]
+    np.testing.assert_allclose(bn.running_mean, np.mean(means, axis=0), rtol=1e-5)
+    np.testing.assert_allclose(bn.running_var, np.mean(variances, axis=0), rtol=1e-5)
+    assert not network.training
+    assert bn.momentum == 0.1
+
+
+def test_moments_are_those_behind_the_quantisers() -> None:
+    torch.manual_seed(0)
+    network = Network(Architecture(8, 1, 10, (1, 6, 6), activation_bits=2))
+    batch = torch.randint(256, (40, 1, 6, 6), dtype=torch.uint8)
+    network.steps = dict.fromkeys(
+        [n for n, m in network.named_modules() if hasattr(m, "step")], 0.7
+    )
+    seen = []
+    network.head.bn1.register_forward_pre_hook(lambda m, inputs: seen.append(inputs[0]))
+    recompute_moments(network, [batch])
+    torch.testing.assert_close(network.head.bn1.running_mean, seen[0].mean((0, 2, 3)))
+    quantised = network.head.bn1.running_mean.clone()
+    network.steps = None
+    recompute_moments(network, [batch])
+    assert not torch.allclose(quantised, network.head.bn1.running_mean, atol=1e-2)
+
+
+# -- resume ----------------------------------------------------------------------------------------
+
+
+class KilledError(Exception):
+    """Stands for a kill at a chosen moment."""
+
+
+def killed_at(time: float) -> Progress:
+    def step(epochs: float) -> None:
+        if epochs >= time:
+            raise KilledError
+
+    return Progress(step=step)
+
+
+def run(job: Job, tiny: Dataset, out: Path, progress: Progress | None = None) -> dict[str, Any]:
+    return train(job, splits(tiny, CPU), out, progress or Progress())
+
+
+def without_seconds(out: Path) -> list[dict[str, Any]]:
+    lines = (out / "results.jsonl").read_text().splitlines()
+    return [{k: v for k, v in json.loads(x).items() if k != "seconds"} for x in lines]
+
+
+def assert_same(a: Any, b: Any) -> None:
+    assert type(a) is type(b)
+    if isinstance(a, dict):
+        assert a.keys() == b.keys()
+        for key in a:
+            assert_same(a[key], b[key])
+    elif isinstance(a, torch.Tensor):
+        assert torch.equal(a, b)
+    else:
+        assert a == b
+
+
+@pytest.mark.parametrize("kills", [(2.1,), (1.1, 2.6, 3.4)])
+def test_resume_is_exact(kills: tuple[float, ...], tiny: Dataset, tmp_path: Path) -> None:
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    run(job(), tiny, whole)
+    for time in kills:
+        with pytest.raises(KilledError):
+            run(job(), tiny, broken, killed_at(time))
+        torch.manual_seed(int(time * 100))  # nothing may hang on the global generator
+    run(job(), tiny, broken)
+    assert_same(torch.load(whole / "state.pt"), torch.load(broken / "state.pt"))
+    assert_same(torch.load(whole / "checkpoint.pt"), torch.load(broken / "checkpoint.pt"))
+    assert without_seconds(whole) == without_seconds(broken)
+    assert [r["epoch"] for r in without_seconds(whole)] == [1, 2, 3, 4]
+
+
+def test_a_line_without_its_state_is_dropped(tiny: Dataset, tmp_path: Path) -> None:
+    run(job(epochs=2), tiny, tmp_path)
+    with (tmp_path / "results.jsonl").open("a") as file:
+        file.write('{"epoch": 3}\n')
+    run(job(epochs=3), tiny, tmp_path)
+    assert [r["epoch"] for r in without_seconds(tmp_path)] == [1, 2, 3]
+    assert "train_loss" in without_seconds(tmp_path)[2]
+
+
+def test_a_finished_run_can_be_prolonged(tiny: Dataset, tmp_path: Path) -> None:
+    run(job(epochs=2), tiny, tmp_path / "a")
+    assert run(job(epochs=2), tiny, tmp_path / "a")["epoch"] == 2
+    run(job(epochs=4), tiny, tmp_path / "a")
+    run(job(epochs=4), tiny, tmp_path / "b")
+    a, b = (torch.load(tmp_path / name / "checkpoint.pt") for name in "ab")
+    assert_same(a, b)
+
+
+def test_another_jobs_state_is_refused(tiny: Dataset, tmp_path: Path) -> None:
+    run(job(epochs=1), tiny, tmp_path)
+    with pytest.raises(UsageError, match=r"recipe.seed = 3, not 4") as caught:
+        run(job(epochs=1, seed=4), tiny, tmp_path)
+    assert "--out" in caught.value.hint
+
+
+def test_a_damaged_state_is_refused(tiny: Dataset, tmp_path: Path) -> None:
+    (tmp_path / "state.pt").write_bytes(b"junk" * 100)
+    with pytest.raises(CheckpointError, match=r"state.pt must be a state of training"):
+        run(job(), tiny, tmp_path)
+    torch.save({"format": "another"}, tmp_path / "state.pt")
+    with pytest.raises(CheckpointError, match=r"must be a 'signum-training-state 1'"):
+        run(job(), tiny, tmp_path)
+
+
+def test_a_failed_write_leaves_the_old_state(
+    tiny: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(job(epochs=1), tiny, tmp_path)
+
+    def die(value: object, file: Any) -> None:
+        file.write(b"half")
+        raise KilledError
+
+    with monkeypatch.context() as patch:
+        patch.setattr("train.state.torch.save", die)
+        with pytest.raises(KilledError):
+            run(job(epochs=3, quantise_from=1), tiny, tmp_path)
+    assert torch.load(tmp_path / "state.pt")["epoch"] == 1
+    run(job(epochs=3), tiny, tmp_path)
+    assert [r["epoch"] for r in without_seconds(tmp_path)] == [1, 2, 3]
+
+
+def test_seed_decides(tiny: Dataset, tmp_path: Path) -> None:
+    for name, seed in (("a", 3), ("b", 4)):
+        run(job(epochs=1, seed=seed), tiny, tmp_path / name)
+    a, b = (load(tmp_path / name / "checkpoint.pt").tensors for name in "ab")
+    assert not np.array_equal(a["stage1.block1.conv1.weight"], b["stage1.block1.conv1.weight"])
+
+
+# -- a run as a whole ------------------------------------------------------------------------------
+
+
+def test_it_learns_and_says_so(tiny: Dataset, tmp_path: Path) -> None:
+    last = run(job(epochs=6, augmentation=Augmentation()), tiny, tmp_path)
+    assert last["deployed_accuracy"] >= 0.9
+    training = load(tmp_path / "checkpoint.pt").training
+    assert training is not None
+    assert training["test_accuracy"] == last["deployed_accuracy"]
+    assert training["epochs"] == 6
+    records = without_seconds(tmp_path)
+    assert [r["epoch"] for r in records if "deployed_accuracy" in r] == [2, 6]
+    assert records[-1]["train_loss"] < records[0]["train_loss"]
+
+
+def test_steps_are_chosen_at_their_epoch_and_stay(tiny: Dataset, tmp_path: Path) -> None:
+    chosen = []
+    for epochs in (1, 2, 3):
+        run(job(epochs=epochs), tiny, tmp_path)
+        chosen.append(torch.load(tmp_path / "state.pt")["steps"])
+    assert chosen[0] is None
+    assert chosen[1] == chosen[2] != None  # noqa: E711
+
+
+def test_init_takes_another_networks_weights(tiny: Dataset, tmp_path: Path) -> None:
+    given = job(epochs=2)
+    run(given, tiny, tmp_path / "a")
+    path = tmp_path / "a/checkpoint.pt"
+    still = replace(
+        given, init=str(path), recipe=replace(given.recipe, peak_rate=0.0, final_rate=0.0)
+    )
+    run(still, tiny, tmp_path / "b")
+    old, new = (load(p).tensors for p in (path, tmp_path / "b/checkpoint.pt"))
+    for name in (n for n in old if n.endswith(".weight")):
+        assert np.array_equal(old[name], new[name])
+    wider = replace(still, architecture=replace(given.architecture, width=0.5))
+    with pytest.raises(CheckpointError, match="must have the layers"):
+        run(wider, tiny, tmp_path / "c")
+
+
+# -- command line ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def command(tiny: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    monkeypatch.setattr(datasets, "load", lambda name, folder: tiny)
+    options = "--dataset digits --net 8-0.25 --activation-bits 4 --epochs 2 --batch 25 --device cpu"
+    return [*options.split(), "--out", str(tmp_path / "run")]
+
+
+def test_command_trains_and_evaluates(
+    command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(command) == 0
+    out, err = capsys.readouterr()
+    trained = json.loads(out)
+    assert trained["epoch"] == 2
+    assert "epoch   2" in err and "Traceback" not in err
+    assert main(["evaluate", trained["checkpoint"], "--dataset", "digits"]) == 0
+    evaluated = json.loads(capsys.readouterr().out)
+    assert evaluated == {"accuracy": {"images": 30, "float": trained["deployed_accuracy"]}}
+
+
+@pytest.mark.parametrize(
+    ("extra", "code", "message"),
+    [
+        (["--net", "9-1"], 2, "error: depth must be 6n + 2 (8, 14, 20, ...), not 9"),
+        (["--net", "wide"], 2, "error: --net must be DEPTH-WIDTH, not 'wide'"),
+        (["--activation-bits", "9"], 2, "error: activation bits must be 2 .. 8, not 9"),
+        (
+            ["--init", "none.pt"],
+            1,
+            "error: checkpoint must be a file, and there is none at none.pt",
+        ),
+    ],
+)
+def test_command_errors(
+    extra: list[str], code: int, message: str, command: list[str], capsys: Any
+) -> None:
+    assert main(command + extra) == code
+    err = capsys.readouterr().err
+    assert message in err and "Traceback" not in err
+    assert main([*command, *extra, "-vv"]) == code
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_command_data_error(command: list[str], monkeypatch: Any, capsys: Any) -> None:
+    def refuse(name: str, folder: Path | None) -> Dataset:
+        raise DataError("no such data", hint="get it")
+
+    monkeypatch.setattr(datasets, "load", refuse)
+    assert main(command) == 1
+    assert capsys.readouterr().err == "error: no such data\nhint: get it\n"
+
+
+def test_command_interrupted(command: list[str], monkeypatch: Any, capsys: Any) -> None:
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("train.__main__.train", interrupt)
+    assert main(command) == 130
+    err = capsys.readouterr().err
+    assert "interrupted; the same command resumes" in err and "Traceback" not in err

@@ -1,0 +1,119 @@
+"""Quantisers in the loop, and the choice of their steps under the alignment rule."""
+
+from __future__ import annotations
+
+import math
+from itertools import combinations
+
+import numpy as np
+import pytest
+import torch
+
+from compiler.arith import alignment_shift, conv_scale
+from train.network import Architecture, Network
+from train.quantiser import Quantiser, Site, choose_steps, observe, quantisers
+
+
+def with_step(bits: int, step: float, signed: bool = False) -> Quantiser:
+    quantiser = Quantiser(bits, signed)
+    quantiser.step = step
+    return quantiser
+
+
+@pytest.mark.parametrize("bits", range(2, 9))
+@pytest.mark.parametrize("signed", [False, True])
+def test_equals_numpy(bits: int, signed: bool) -> None:
+    low = -(2 ** (bits - 1)) if signed else 0
+    x = np.random.default_rng(bits).normal(0, 3, 5000)
+    expected = np.clip(np.floor(x / 0.3 + 0.5), low, low + 2**bits - 1) * 0.3
+    got = with_step(bits, 0.3, signed)(torch.from_numpy(x))
+    np.testing.assert_allclose(got.numpy(), expected, rtol=0, atol=1e-12)
+    assert got.min() == pytest.approx(max(expected.min(), low * 0.3))
+
+
+def test_ties_go_up() -> None:
+    x = torch.tensor([-1.5, -0.5, 0.5, 1.5, 2.5])
+    assert with_step(3, 1.0, signed=True)(x).tolist() == [-1, 0, 1, 2, 3]
+
+
+@pytest.mark.parametrize(("signed", "passing"), [(False, (0, 3)), (True, (-2, 1))])
+def test_gradient_is_the_clips(signed: bool, passing: tuple[int, int]) -> None:
+    x = torch.linspace(-4, 4, 81, dtype=torch.float64).add(0.01).requires_grad_()
+    seed = torch.arange(1.0, 82.0, dtype=torch.float64)
+    with_step(2, 1.0, signed)(x).backward(seed)
+    inside = (x.detach() > passing[0]) & (x.detach() < passing[1])
+    assert x.grad is not None
+    assert torch.equal(x.grad, seed * inside)
+
+
+def test_without_a_step_it_is_a_relu_or_nothing() -> None:
+    x = torch.randn(100)
+    assert torch.equal(Quantiser(4)(x), torch.relu(x))
+    assert torch.equal(Quantiser(8, signed=True)(x), x)
+
+
+def test_best_step_of_a_gaussian() -> None:
+    # The upper half of a uniform quantiser of 15 and of 31 levels with one at 0, on N(0, 1):
+    # 0.3534 and 0.1933 (J. Max, "Quantizing for minimum distortion", 1960).
+    probability = (torch.arange(8192, dtype=torch.float64) + 0.5) / 8192
+    normal = torch.erfinv(2 * probability - 1) * math.sqrt(2)
+    assert Site(normal, 0, 7).best_step() == pytest.approx(0.3534, rel=0.02)
+    assert Site(normal, 0, 15).best_step() == pytest.approx(0.1933, rel=0.02)
+
+
+@pytest.mark.parametrize(("depth", "width", "bits"), [(8, 1, 4), (14, 1.5, 2), (20, 1, 3)])
+def test_alignment_holds_for_every_pair(depth: int, width: float, bits: int) -> None:
+    torch.manual_seed(depth)
+    network = Network(Architecture(depth, width, 10, (1, 8, 8), activation_bits=bits)).train()
+    images = torch.randint(256, (40, 1, 8, 8), dtype=torch.uint8)
+    sites = observe(network, [images])
+    steps = choose_steps(sites, network.addends)
+    assert steps.keys() == sites.keys() == quantisers(network).keys()
+    addends = [("input", 1, conv_scale(9))]
+    addends += [
+        (f"stage{s}.block{k}.relu2", s, conv_scale(9 * round(16 * width * 2 ** (s - 1))))
+        for s in (1, 2, 3)
+        for k in range(1, (depth - 2) // 6 + 1)
+    ]
+    assert {name for name, *_ in addends} == network.addends.keys()
+    for (a, stage_a, scale_a), (b, stage_b, scale_b) in combinations(addends, 2):
+        unit = scale_a * steps[a] / 9.0 ** (stage_b - stage_a)
+        assert alignment_shift(scale_b, steps[b], unit) is not None, (a, b)
+    for name, site in sites.items():
+        free = site.error(site.best_step())
+        if name not in network.addends:
+            assert site.error(steps[name]) == free
+        else:
+            assert site.error(steps[name]) < 2.2 * free + 1e-3, name
+
+
+def test_base_is_the_best_of_the_octave() -> None:
+    torch.manual_seed(1)
+    network = Network(Architecture(8, 1, 10, (1, 8, 8), activation_bits=3)).train()
+    sites = observe(network, [torch.randint(256, (60, 1, 8, 8), dtype=torch.uint8)])
+    steps = choose_steps(sites, network.addends)
+
+    def total(factor: float) -> float:
+        return sum(sites[name].error(steps[name] * factor) for name in network.addends)
+
+    assert all(total(1.0) <= total(2.0**octave) for octave in (-0.5, -0.25, 0.25, 0.5, 1, -1))
+
+
+def test_observed_are_the_values_before_each_relu() -> None:
+    torch.manual_seed(0)
+    network = Network(Architecture(8, 1, 10, (1, 8, 8), activation_bits=4)).train()
+    network.steps = dict.fromkeys(quantisers(network), 0.5)
+    sites = observe(network, [torch.randint(256, (50, 1, 8, 8), dtype=torch.uint8)])
+    assert network.steps == dict.fromkeys(quantisers(network), 0.5)
+    assert not any(m._forward_hooks for m in network.modules())
+    for name, site in sites.items():  # batch norm's output: mean 0, variance 1, negatives too
+        assert float(site.values.mean()) == pytest.approx(0, abs=0.15), name
+        assert float(site.values.var()) == pytest.approx(1, abs=0.2), name
+        assert (site.low, site.high) == ((-128, 127) if name == "input" else (0, 15))
+
+
+def test_free_steps_where_no_rule_binds() -> None:
+    network = Network(Architecture(8, 1, 10, (1, 8, 8), weights="32bit", activation_bits=4)).train()
+    sites = observe(network, [torch.randint(256, (50, 1, 8, 8), dtype=torch.uint8)])
+    steps = choose_steps(sites, network.addends)
+    assert steps == {name: site.best_step() for name, site in sites.items()}
