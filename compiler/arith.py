@@ -349,6 +349,10 @@ def pool(r: Int, pads: Pads, count_padding: bool, right_shift: int) -> Int:
     return shift(total * weights, -right_shift)
 
 
+POOL_SHIFTS = (3, 5)
+"""Right shifts after pooling: at 5 a pooled stream is as wide as it was, at 3 two bits wider."""
+
+
 def pooled_unit(unit: float, right_shift: int) -> float:
     """Unit of a pooled residual stream: ``unit / 36 * 2**right_shift``."""
     return unit / POOL_UNIT * 2.0**right_shift

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,9 +27,6 @@ SAMPLES = 1 << 14
 
 GRID = 16
 """Steps tried an octave: a step off by 2 % changes the squared error in its third digit."""
-
-QUANTILES = 64
-"""Points that stand for one channel's normal distribution, where there are no images."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -137,10 +133,14 @@ def _rectified(graph: Graph, name: str, values: Float) -> Float:
 def _observed(graph: Graph, images: NDArray[np.uint8]) -> dict[str, Float]:
     """What calibration images send into each quantiser, thinned out evenly."""
     sources = {q.name: q.source for q in graph.all(ir.Quantiser)}
-    values = ir.run(graph, images, quantised=False, names=sources.values())
-    flat = {name: values[source].ravel() for name, source in sources.items()}
-    # an odd stride, so that the samples meet every column of a map
-    return {name: v[:: max(1, len(v) // SAMPLES) | 1] for name, v in flat.items()}
+    kept: dict[str, list[Float]] = {name: [] for name in sources}
+    for values in ir.batches(graph, images, quantised=False, names=sources.values()):
+        for name, source in sources.items():
+            part = values[source].ravel()
+            share = SAMPLES * len(values[source]) // len(images)
+            # an odd stride, so that the samples meet every column of a map
+            kept[name].append(part[:: max(1, len(part) // max(1, share)) | 1].copy())
+    return {name: np.concatenate(parts) for name, parts in kept.items()}
 
 
 def _promised(graph: Graph) -> dict[str, Float]:
@@ -155,6 +155,10 @@ def _normal_values(graph: Graph, node: ir.Quantiser) -> Float:
     if not isinstance(norm, ir.BatchNorm):
         message = f"{node.name}: without a batch norm in front its step needs calibration images"
         raise LoweringError(message)
-    quantiles = [NormalDist().inv_cdf((k + 0.5) / QUANTILES) for k in range(QUANTILES)]
-    pairs = np.unique(np.stack([norm.gamma, norm.beta]), axis=1)
-    return np.asarray(np.outer(pairs[0], quantiles) + pairs[1][:, None]).ravel()
+    channels = np.arange(SAMPLES) % len(norm.gamma)
+    normal = np.random.default_rng(0).normal(size=SAMPLES)
+    values = norm.gamma[channels] * normal + norm.beta[channels]
+    if graph.reads_image(node):  # no pixel lies outside 0 .. 255
+        ends = np.sort([norm.intercept, norm.intercept + 255 * norm.slope], axis=0)
+        values = np.clip(values, ends[0][channels], ends[1][channels])
+    return np.asarray(values)

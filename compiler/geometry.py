@@ -15,6 +15,10 @@ MAGIC = 0x5349_474E
 """First word of every Image stream: "SIGN"."""
 
 
+POOL_SHIFT = 3
+"""Part of the right shift of pooled sums that is wired; a record says the rest."""
+
+
 @dataclass(frozen=True, slots=True)
 class Geometry:
     """Lanes, widths and memories of one engine.
@@ -37,8 +41,7 @@ class Geometry:
     offset_bits, divisor_bits, bias_bits, fraction_bits : int
         Fields of a channel's parameters; every staircase is brought to `fraction_bits`.
     max_left_shift, shift_bits : int
-        An addend is shifted left by up to max_left_shift, and right by as much as shift_bits
-        can say beyond that.
+        An addend is shifted left by max_left_shift, then right by what shift_bits can say.
     stream_bits : int
         Width of a word of the Image stream.
     """
@@ -48,16 +51,16 @@ class Geometry:
     pixel_lanes: int = 2
     activation_bits: int = 4
     word_channels: int = 16
-    accumulator_bits: int = 18
+    accumulator_bits: int = 17
     residual_bits: int = 16
     memory_depth: int = 16384
     weight_depth: int = 256
-    offset_bits: int = 26
+    offset_bits: int = 28
     divisor_bits: int = 19
-    bias_bits: int = 16
+    bias_bits: int = 14
     fraction_bits: int = arith.MAX_FRACTION_BITS
-    max_left_shift: int = 3
-    shift_bits: int = 4
+    max_left_shift: int = 5
+    shift_bits: int = 3
     stream_bits: int = 32
 
     def __post_init__(self) -> None:
@@ -222,14 +225,14 @@ class Geometry:
             ("short_bottom", 1),
             ("short_left", 1),
             ("short_right", 1),
-            ("slices_less", 3),
             ("halves_less", 3),  # steps over the last memory word of a tap
             ("down", self.shift_bits),  # right shift after the fixed left shift
-            ("pad", self.activation_bits),  # activation that stands for 0, in the first slice
+            ("pad", self.activation_bits),  # activation that stands for 0
             ("pad_top", 1),
             ("pad_left", 1),
             ("kernel_h_less", 6),
             ("kernel_w_less", 6),
+            ("span", 7),  # columns from a window row's first word to its last
             ("words_less", 8),  # memory words a pixel
             ("height_in", 9),
             ("width_in", 9),  # pooling: in memory words
@@ -239,13 +242,17 @@ class Geometry:
             ("groups_less", 8),
             ("residual_groups", 8),  # groups that read the residual stream
             ("weight_words", 12),  # steps of weights a group
-            ("rounding", 12),  # pooling: half of what the right shift drops
-            ("in_base", a),
-            ("in_plane", a),
-            ("out_base", a),
-            ("out_plane", a),
-            ("res_base", a),
-            ("res_plane", a),
+            ("rounding", 6),  # pooling: half of what the right shift drops
+            ("in_first", a),  # address of the first window word, the rest follows by steps:
+            ("step_word", a),  # to a pixel's next memory word
+            ("step_row", a),  # to the window's next row
+            ("step_tile", a),  # to the next tile of the row
+            ("step_line", a),  # to the next row of tiles
+            ("step_group", a),  # to the next group
+            ("out_first", a),
+            ("res_first", a),
+            ("res_plane", a),  # from one memory word of a tile's residuals to the next
+            ("res_back", a),  # from a tile's last to the next tile's first
         )
 
     def words(self, layout: tuple[tuple[str, int], ...]) -> int:

@@ -52,7 +52,7 @@ class Result:
     tensors : dict
         The tensors asked for, (N, C, H, W) int64, as the integers the hardware holds.
     saturations : dict
-        For each `Add` by its output's name, how many values saturated.
+        For each `Add` and `Pool` by its output's name, how many values saturated.
     """
 
     scores: Int
@@ -139,7 +139,7 @@ def _run_chunk(
     last_use = {name: i for i, op in enumerate(program.ops) for name in reads(op)}
     for i, op in enumerate(program.ops):
         values[op.output], saturated = execute(program, op, values)
-        if isinstance(op, Add):
+        if isinstance(op, Add | Pool):
             saturations[op.output] = saturated
         for name in set(reads(op)):
             if last_use[name] == i and name not in wanted:
@@ -168,9 +168,11 @@ def _execute(program: Program, op: Op, values: Values) -> tuple[Int, int]:
                 x = op.division(x) - (1 << (op.division.bits - 1))
             return arith.add_residual(residual, x, op.shift, out.bits)
         case Pool():
-            pooled = arith.pool(x, op.pads, op.count_padding, op.right_shift)
+            exact = arith.pool(x, op.pads, op.count_padding, op.right_shift)
+            pooled = arith.saturate(exact, out.bits)
             more = out.channels - source.channels
-            return np.pad(pooled, ((0, 0), (0, more), (0, 0), (0, 0))), 0
+            saturated = int(np.count_nonzero(pooled != exact))
+            return np.pad(pooled, ((0, 0), (0, more), (0, 0), (0, 0))), saturated
         case SumPixels():
             return np.asarray((x - source.zero).sum(axis=(2, 3), keepdims=True)), 0
 

@@ -200,6 +200,7 @@ class Graph:
 
     @property
     def image(self) -> Input:
+        """The first node: what the network reads."""
         first = self.nodes[0]
         if not isinstance(first, Input):
             raise LoweringError(f"the first node must be the image, not {first.name}")
@@ -405,6 +406,18 @@ def run(
 
     parts = in_chunks(one, images, IMAGES_PER_CHUNK)
     return {name: np.concatenate([part[name] for part in parts]) for name in wanted}
+
+
+def batches(
+    graph: Graph,
+    images: NDArray[np.uint8],
+    quantised: bool = True,
+    names: Iterable[str] = (),
+) -> Iterator[dict[str, Float]]:
+    """`run` over a few images at a time: for maps of many images, which would fill the memory."""
+    wanted, size = tuple(names), IMAGES_PER_CHUNK * cores()
+    for i in range(0, max(len(images), 1), size):
+        yield run(graph, images[i : i + size], quantised, wanted)
 
 
 def scores(graph: Graph, images: NDArray[np.uint8], quantised: bool = True) -> Float:

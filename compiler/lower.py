@@ -146,32 +146,45 @@ def affine(graph: Graph, name: str) -> Affine:
             return Affine(name, np.ones(channels), np.zeros(channels))
 
 
-def source_step(graph: Graph, conv: ir.Conv) -> float:
-    """Real value of one unit of the integers that a convolution reads."""
+def source_of(graph: Graph, conv: ir.Conv) -> tuple[ir.Quantiser, int]:
+    """The quantiser whose integers a convolution reads, and of how many pixels it reads the sum."""
     source = graph[conv.source]
     pixels = 1
     if isinstance(source, ir.GlobalMean):
         _, h, w = graph.shapes[source.source]
         pixels, source = h * w, graph[source.source]
-    if not isinstance(source, ir.Quantiser) or source.step is None:
+    if not isinstance(source, ir.Quantiser):
         raise LoweringError(f"{conv.name}: the input of a convolution must be quantised")
-    return source.step / pixels
+    return source, pixels
+
+
+def source_step(graph: Graph, conv: ir.Conv) -> float:
+    """Real value of one unit of the integers that a convolution reads."""
+    quantiser, pixels = source_of(graph, conv)
+    if quantiser.step is None:
+        raise LoweringError(f"{quantiser.name}: a quantiser must have a step")
+    return quantiser.step / pixels
+
+
+def norms_behind(graph: Graph, conv: ir.Conv) -> list[ir.BatchNorm]:
+    """The chain of batch norms that alone reads a convolution."""
+    found: list[ir.BatchNorm] = []
+    name = conv.name
+    while len(readers := graph.consumers(name)) == 1 and isinstance(readers[0], ir.BatchNorm):
+        found.append(readers[0])
+        name = readers[0].name
+    return found
 
 
 def flipped(graph: Graph, conv: ir.Conv) -> NDArray[np.bool_]:
-    """Output channels whose weights are negated, so that the staircase behind them rises.
-
-    They are those whose batch norms, read by nothing else, multiply by less than 0.
-    """
+    """Output channels whose weights are negated, so that the staircase behind them rises."""
     sign = np.ones(graph.shapes[conv.name][0])
-    name = conv.name
-    while len(readers := graph.consumers(name)) == 1 and isinstance(readers[0], ir.BatchNorm):
-        sign = sign * readers[0].slope
-        name = readers[0].name
+    for norm in norms_behind(graph, conv):
+        sign = sign * norm.slope
     return sign < 0
 
 
-# -- residual streams ----------------------------------------------------------------------------
+# -- residual streams ------------------------------------------------------------------------------
 
 
 @dataclass(slots=True)
@@ -258,8 +271,11 @@ def _reaches(
     hand) and what the moments of the batch norms that read it allow.
     """
     if images is not None:
-        values = ir.run(graph, images, names=member)
-        return {name: 2.0 * float(np.abs(values[name]).max()) for name in member}
+        reaches = dict.fromkeys(member, 0.0)
+        for values in ir.batches(graph, images, names=member):
+            for name in member:
+                reaches[name] = max(reaches[name], 2.0 * float(np.abs(values[name]).max()))
+        return reaches
     bounds: dict[str, float] = {}
     for name, stream in member.items():
         node = graph[name]
@@ -271,25 +287,20 @@ def _reaches(
 
 def _bound(graph: Graph, addend: Affine) -> float:
     """Largest absolute value an addend can take."""
-    low, high = _accumulator_range(graph, addend.root)
+    conv = graph[addend.root]
+    if not isinstance(conv, ir.Conv):
+        raise LoweringError(f"{addend.root}: an addend must be a convolution")
+    low, high = _accumulator_range(graph, conv)
     reach = np.abs(addend.slope) * max(-low, high) + np.abs(addend.intercept)
     return float(reach.max())
 
 
-def _accumulator_range(graph: Graph, name: str) -> tuple[int, int]:
-    conv, pixels = graph[name], 1
-    if not isinstance(conv, ir.Conv):
-        raise LoweringError(f"{name}: must be a convolution")
-    source = graph[conv.source]
-    if isinstance(source, ir.GlobalMean):
-        _, h, w = graph.shapes[source.source]
-        pixels, source = h * w, graph[source.source]
-    if not isinstance(source, ir.Quantiser):
-        raise LoweringError(f"{name}: the input of a convolution must be quantised")
-    high = (1 << source.bits) - 1
-    if pixels > 1:
-        return arith.accumulator_range(conv.fan_in, 0, high * pixels, 0)
-    return arith.accumulator_range(conv.fan_in, 0, high, source.zero)
+def _accumulator_range(graph: Graph, conv: ir.Conv) -> tuple[int, int]:
+    quantiser, pixels = source_of(graph, conv)
+    top, zero = (1 << quantiser.bits) - 1, quantiser.zero
+    if pixels == 1:
+        return arith.accumulator_range(conv.fan_in, 0, top, zero)
+    return arith.accumulator_range(conv.fan_in, -pixels * zero, pixels * (top - zero), 0)
 
 
 def _likely(graph: Graph, name: str) -> float:
@@ -317,7 +328,10 @@ def _choose_unit(stream: Stream, before: Stream | None) -> None:
         family = max(slopes, key=lambda u: sum(aligned(a, u) is not None for a in addends))
     shifts = [j for a in addends if (j := aligned(a, family)) is not None]
     coarsest = math.ceil(math.log2(max(slopes, default=family) / family))
-    stream.unit = family * 2.0 ** min(shifts, default=coarsest)
+    finest = min(shifts, default=coarsest)
+    if before is not None:  # pooling neither loses what the stream before held, nor widens it much
+        finest = min(max(finest, arith.POOL_SHIFTS[0]), arith.POOL_SHIFTS[1])
+    stream.unit = family * 2.0**finest
 
 
 def _fit(stream: Stream, before: Stream | None, residual_bits: int | None) -> None:
@@ -407,10 +421,7 @@ class _Emitter:
     def _root(self, name: str) -> tuple[Tensor, Affine]:
         """A float node as an affine function of an integer tensor, slopes to its units."""
         value = affine(self.graph, name)
-        if value.root not in self.names:
-            kind = type(self.graph[value.root]).__name__
-            raise LoweringError(f"{name}: {kind} {value.root} has no integer form here")
-        tensor = self.tensors[self.names[value.root]]
+        tensor = self._written(self.graph[name], value.root)
         if tensor.kind == "residual" and isinstance(self.graph[value.root], ir.Conv):
             # A stream's start: the slope of its accumulator is already in the stream's unit.
             value = replace(value, slope=value.slope / affine(self.graph, value.root).slope)
@@ -436,11 +447,11 @@ class _Emitter:
             raise LoweringError(message, "train with 1-bit weights")
         self._emit_pool_for(node)
         signs = np.where(flipped(self.graph, node)[:, None, None, None], -1, 1) * node.weights
-        bounds = _accumulator_range(self.graph, node.name)
+        bounds = _accumulator_range(self.graph, node)
         value = affine(self.graph, node.name)
         step = float(np.abs(value.slope).mean())
         acc = self._tensor(node.name, f"{node.name}.acc", "accumulator", bounds, step=step)
-        source = self.names[node.source]
+        source = self._written(node, node.source).name
         weights = pack_signs(signs.astype(np.int8)).tobytes()
         scale = float(np.mean(node.scale))
         self.ops.append(
@@ -451,14 +462,23 @@ class _Emitter:
 
     def _emit_pool_for(self, conv: ir.Conv) -> None:
         """The pool whose answer the addition behind a convolution needs."""
-        for node in self.graph.all(ir.Add):
-            source = self.graph[node.source]
-            behind = affine(self.graph, node.addend).root == conv.name
-            if behind and isinstance(source, ir.AvgPool) and source.name not in self.names:
-                self._pool(source)
+        norms = norms_behind(self.graph, conv)
+        addend = norms[-1].name if norms else conv.name
+        for node in self.graph.consumers(addend):
+            if isinstance(node, ir.Add) and node.addend == addend:
+                source = self.graph[node.source]
+                if isinstance(source, ir.AvgPool) and source.name not in self.names:
+                    self._pool(source)
+
+    def _written(self, node: Node, name: str) -> Tensor:
+        """The integer tensor of the node ``name`` that ``node`` reads."""
+        if name not in self.names:
+            kind = type(self.graph[name]).__name__
+            raise LoweringError(f"{node.name}: {kind} {name} has no integer form here")
+        return self.tensors[self.names[name]]
 
     def _add(self, node: ir.Add) -> None:
-        self._residual(node.name, node.name, self.names[node.source])
+        self._residual(node.name, node.name, self._written(node, node.source).name)
 
     def _residual(self, node: str, name: str, residual: str | None) -> None:
         stream = self.streams[node]
@@ -472,7 +492,7 @@ class _Emitter:
         self.ops.append(Add(name, acc.name, residual, name, j, division))
 
     def _pool(self, node: ir.AvgPool) -> None:
-        stream, source = self.streams[node.name], self.tensors[self.names[node.source]]
+        stream, source = self.streams[node.name], self._written(node, node.source)
         counts = arith.pool_counts((source.height, source.width), node.pads, node.count_padding)
         if not np.isin(counts, (9, 6, 4)).all():
             found = sorted(set(counts.ravel().tolist()) - {9, 6, 4})
@@ -487,8 +507,8 @@ class _Emitter:
         )
 
     def _sum(self, node: ir.GlobalMean) -> None:
-        source = self.tensors.get(self.names.get(node.source, ""))
-        if source is None or source.kind != "activation":
+        source = self._written(node, node.source)
+        if source.kind != "activation":
             raise LoweringError(f"{node.name}: the global mean must read a quantised tensor")
         pixels = source.height * source.width
         bounds = (pixels * (source.low - source.zero), pixels * (source.high - source.zero))

@@ -20,7 +20,7 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -91,7 +91,8 @@ class Conv:
     weights : bytes
         `numpy.packbits` of (C_out, C_in, K, K), a set bit being +1.
     scale : float
-        The layer's constant s, kept exactly; already part of the staircases and steps.
+        The layer's constant s, kept exactly (the mean, where channels have their own); already
+        part of the staircases and steps.
     """
 
     name: str
@@ -128,7 +129,7 @@ class Add:
 
 @dataclass(frozen=True, slots=True)
 class Pool:
-    """The skip of a downsampling block: `arith.pool`, then channels of zeros appended."""
+    """The skip of a downsampling block: `arith.pool`, saturated, then channels of zeros appended."""
 
     name: str
     source: str
@@ -200,6 +201,7 @@ class Program:
         return op.signs(self[op.output].channels, self[op.source].channels)
 
     def convs(self) -> Iterator[Conv]:
+        """The convolutions, in order of the flow."""
         return (op for op in self.ops if isinstance(op, Conv))
 
     def addsub(self, op: Conv) -> int:
@@ -218,6 +220,20 @@ class Program:
             self[op.source].channels * self[op.output].channels * op.kernel**2
             for op in self.convs()
         )
+
+    def with_residual_bits(self, bits: int) -> Program:
+        """The same operations with every residual stream declared ``bits`` wide.
+
+        Where an engine keeps residuals in words of ``bits``, that is where they saturate.
+        """
+        half = 1 << (bits - 1)
+        tensors = tuple(
+            replace(t, low=-half, high=half - 1) if t.kind == "residual" else t
+            for t in self.tensors
+        )
+        return Program(
+            self.network, self.activation_bits, tensors, self.ops, self.labels
+        ).verify()
 
     # -- rules ---------------------------------------------------------------------------------
 
@@ -244,7 +260,7 @@ class Program:
         for tensor in self.tensors:
             if min(tensor.shape) < 1 or tensor.low > tensor.high:
                 raise ProgramError(f"tensor {tensor.name} must have a shape and a range")
-            if tensor.kind in ("image", "activation") and not (
+            if tensor.kind in ("image", "activation", "score") and not (
                 tensor.low == 0 <= tensor.zero <= tensor.high
             ):
                 raise ProgramError(f"tensor {tensor.name}: zero must be in range")
@@ -269,21 +285,24 @@ class Program:
         def same_shape(a: Tensor, b: Tensor) -> None:
             rule(a.shape == b.shape, f"shapes must agree, not {a.shape} and {b.shape}")
 
+        def sound(s: Staircase) -> None:
+            rule(
+                s.channels == len(s.divisors) == len(s.gains) == out.channels,
+                f"staircase must have {out.channels} channels",
+            )
+            rule(all(d >= 1 for d in s.divisors), "divisors must be at least 1")
+            rule(all(g in (-1, 0, 1) for g in s.gains), "gains must be -1, 0 or 1")
+            rule(
+                0 <= s.fraction_bits <= arith.MAX_FRACTION_BITS,
+                f"fraction_bits must be 0 to {arith.MAX_FRACTION_BITS}, not {s.fraction_bits}",
+            )
+
         match op:
             case Quantise(staircase=s):
                 same_shape(source, out)
                 rule(source.kind in ("image", "accumulator", "residual"), "source kind")
                 rule(out.kind in ("activation", "score"), "output kind")
-                rule(
-                    s.channels == len(s.divisors) == len(s.gains) == out.channels,
-                    f"staircase must have {out.channels} channels",
-                )
-                rule(all(d >= 1 for d in s.divisors), "divisors must be at least 1")
-                rule(all(g in (-1, 0, 1) for g in s.gains), "gains must be -1, 0 or 1")
-                rule(
-                    0 <= s.fraction_bits <= arith.MAX_FRACTION_BITS,
-                    f"fraction_bits must be 0 to {arith.MAX_FRACTION_BITS}, not {s.fraction_bits}",
-                )
+                sound(s)
                 rule((out.low, out.high) == (0, (1 << s.bits) - 1), "range must be the staircase's")
             case Conv():
                 rule(source.kind in ("activation", "sum"), "source kind")
@@ -305,7 +324,7 @@ class Program:
                     same_shape(self[op.residual], out)
                 if op.division is not None:
                     rule(op.shift == 0, "shift must be 0 beside a division")
-                    rule(op.division.channels == out.channels, "division channels")
+                    sound(op.division)
                 rule(
                     (out.low, out.high) == (-(out.high + 1), (1 << (out.bits - 1)) - 1),
                     "range must be that of a two's complement width",
@@ -318,10 +337,9 @@ class Program:
                 rule(op.right_shift >= 0, "right_shift must be at least 0")
                 counts = arith.pool_counts((source.height, source.width), op.pads, op.count_padding)
                 rule(bool(np.isin(counts, (9, 6, 4)).all()), "windows must hold 9, 6 or 4 pixels")
-                reach = arith.POOL_UNIT * max(-source.low, source.high)
                 rule(
-                    int(arith.shift(reach, -op.right_shift)) <= -out.low,
-                    "output width must hold the pooled range",
+                    (out.low, out.high) == (-(out.high + 1), (1 << (out.bits - 1)) - 1),
+                    "range must be that of a two's complement width",
                 )
             case SumPixels():
                 rule(source.kind == "activation" and out.kind == "sum", "kinds")

@@ -9,7 +9,7 @@ one memory word, where the input writer puts them.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from compiler import arith
 from compiler.arith import Staircase
 from compiler.errors import CapacityError
-from compiler.geometry import MAGIC, Geometry
+from compiler.geometry import MAGIC, POOL_SHIFT, Geometry
 from compiler.program import Add, Conv, Pool, Program, Quantise, SumPixels, Tensor
 
 LAYER_FILL = 24
@@ -125,7 +125,7 @@ def schedule(program: Program, geometry: Geometry) -> Schedule:
     fused = _fuse(program)
     regions = _plan_memory(program, fused, geometry)
     builder = _Builder(program, geometry, {r.tensor: r for r in regions})
-    layers = tuple(builder.layer(f) for f in fused)
+    layers = tuple(layer for f in fused for layer in builder.layers(f))
     quantise_input = program.ops[0]
     if not isinstance(quantise_input, Quantise):
         raise CapacityError("the engine's first operation must quantise the image")
@@ -225,11 +225,12 @@ def _plan_memory(
     """First fit over lifetimes; a residual sum stays where its first addend was."""
     last_use = {name: i for i, f in enumerate(fused) for name in f.reads()}
     input_name = program.ops[0].output
+    input_slices = arith.num_slices(program[input_name].bits, geometry.activation_bits)
     live: dict[str, Region] = {}
     regions: list[Region] = []
 
-    def place(name: str, where: str) -> None:
-        words = _words(program[name], name == input_name, geometry)
+    def place(name: str, where: str, scratch: Tensor | None = None) -> None:
+        words = _words(scratch or program[name], name == input_name, geometry)
         first = 0
         for region in sorted(live.values(), key=lambda r: r.first):
             if first + words <= region.first:
@@ -247,6 +248,9 @@ def _plan_memory(
 
     place(input_name, "input")
     for i, f in enumerate(fused):
+        if f.first and f.add is None and input_slices > 1:
+            scratch = replace(program[f.op.output], name=f"{f.name}.slices", kind="residual")
+            place(scratch.name, f.name, scratch)
         for name in f.writes():
             old = f.add.residual if f.add and name == f.add.output else None
             if old is not None:
@@ -325,8 +329,19 @@ class _Builder:
                 )
         return p
 
-    def layer(self, f: Fused) -> Layer:
-        record = self._pool(f, f.op) if isinstance(f.op, Pool) else self._conv(f, f.op)
+    def layers(self, f: Fused) -> list[Layer]:
+        """One layer, or one for each slice of the input: their sums meet in the residual stream."""
+        slices = self._num_slices(f)
+        return [self._layer(f, i, slices) for i in range(slices)]
+
+    def _num_slices(self, f: Fused) -> int:
+        return arith.num_slices(self.program[f.source].bits, self.geometry.activation_bits)
+
+    def _layer(self, f: Fused, i: int, slices: int) -> Layer:
+        if isinstance(f.op, Pool):
+            record = self._pool(f, f.op)
+        else:
+            record = self._conv(f, f.op, i, slices)
         for name, width in self.geometry.record_fields:
             if not 0 <= record[name] < 1 << width:
                 raise CapacityError(
@@ -338,14 +353,15 @@ class _Builder:
             )
         signs = self._signs(f, f.op, record)
         params = self._params(f, f.op, record, signs)
+        done = i == slices - 1
         return Layer(
-            f.name,
+            f.name if slices == 1 else f"{f.name}.slice{i}",
             record,
             params,
             np.packbits(signs > 0).tobytes(),
-            None if record["last"] or f.quantise is None else f.quantise.output,
-            f.add.output if f.add else None,
-            self.program.addsub(f.op),
+            f.quantise.output if record["requantise"] and f.quantise else None,
+            f.add.output if f.add and done else None,
+            self.program.addsub(f.op) if done else 0,
             self._conv_cycles(record),
         )
 
@@ -355,9 +371,14 @@ class _Builder:
     def _pool(self, f: Fused, op: Pool) -> dict[str, int]:
         g = self.geometry
         source, out = self.program[op.source], self.program[op.output]
-        down = op.right_shift + g.max_left_shift
         if op.pads.left > 1 or op.pads.top > 1:
             raise CapacityError(f"{f.name}: pads before the map must be 0 or 1, not {op.pads}")
+        down = op.right_shift - POOL_SHIFT + g.max_left_shift
+        most = POOL_SHIFT + (1 << g.shift_bits) - 1 - g.max_left_shift
+        if not POOL_SHIFT <= op.right_shift <= most:
+            raise CapacityError(
+                f"{f.name}: the right shift must be {POOL_SHIFT} to {most}, not {op.right_shift}"
+            )
         return self._blank() | {
             "pool": 1,
             "residual": 1,
@@ -375,11 +396,55 @@ class _Builder:
             "tail_less": (out.width - 1) % g.pixel_lanes,
             "groups_less": _groups(source.channels, g) * g.residual_words - 1,
             "rounding": (1 << op.right_shift) >> 1,
-            "in_base": self.regions[op.source].first,
-            "in_plane": source.height * _tiles(source.width, g),
-            "res_base": self.regions[op.output].first,
+            "res_first": self.regions[op.output].first,
             "res_plane": out.height * _tiles(out.width, g),
+            "res_back": 1,
+        } | self._steps(
+            first=self.regions[op.source].first,
+            plane=source.height * _tiles(source.width, g),
+            pads=op.pads,
+            width=_tiles(source.width, g),
+            kernel=(arith.POOL_KERNEL, 1),
+            span=arith.POOL_KERNEL - 1,
+            words=1,
+            tiles=(out.height, _tiles(out.width, g)),
+            onward=(2, 2),
+            next_group=True,
+        )
+
+    def _steps(
+        self,
+        first: int,
+        plane: int,
+        pads: arith.Pads,
+        width: int,
+        kernel: tuple[int, int],
+        span: int,
+        words: int,
+        tiles: tuple[int, int],
+        onward: tuple[int, int],
+        next_group: bool = False,
+    ) -> dict[str, int]:
+        """Addresses of the window walk (`hw.fetch`), each relative to the word before.
+
+        ``span`` words from a window row's first word to its last; ``onward`` is how far the next
+        tile row and the next tile are, in rows and words.
+        """
+        rows, lines, across = kernel[0], tiles[0], tiles[1]
+        row_start = -span
+        window_start = row_start - (words - 1) * plane - (rows - 1) * width
+        line_start = window_start - (across - 1) * onward[1]
+        group_start = line_start - (lines - 1) * onward[0] * width
+        steps = {
+            "in_first": first - pads.top * width - pads.left,
+            "step_word": row_start + plane,
+            "step_row": row_start - (words - 1) * plane + width,
+            "step_tile": window_start + onward[1],
+            "step_line": line_start + onward[0] * width,
+            "step_group": group_start + (plane if next_group else 0),
         }
+        mask = (1 << self.geometry.address_bits) - 1
+        return {name: step & mask for name, step in steps.items()} | {"span": span}
 
     @staticmethod
     def _short_edges(op: Pool, source: Tensor) -> dict[str, int]:
@@ -394,7 +459,7 @@ class _Builder:
             "short_right": int(2 * (w - 1) - op.pads.left + arith.POOL_KERNEL > source.width),
         }
 
-    def _conv(self, f: Fused, op: Conv) -> dict[str, int]:
+    def _conv(self, f: Fused, op: Conv, i: int, slices: int) -> dict[str, int]:
         g = self.geometry
         source, out = self.program[f.source], self.program[op.output]
         if f.add is not None and f.add.division is not None:
@@ -402,19 +467,19 @@ class _Builder:
                 f"{f.name}: its addend needs a division a channel, which the engine does not have",
                 "train with one scale a layer",
             )
-        if out.bits > g.accumulator_bits:
+        bits = out.bits if slices == 1 else self._slice_bits(source, op)
+        if bits > g.accumulator_bits:
             raise CapacityError(
-                f"{f.name}: accumulators need {out.bits} bits, but the engine has "
-                f"{g.accumulator_bits}",
-                f"an engine with accumulator_bits {out.bits}",
+                f"{f.name}: accumulators need {bits} bits, but the engine has {g.accumulator_bits}",
+                f"an engine with accumulator_bits {bits}",
             )
-        record = self._blank() | self._window(f, op, source)
         channels = 3 * g.tap_lanes if f.first else source.channels
         words = -(-channels // g.word_channels)
         last_lanes = channels - (words - 1) * g.word_channels
+        record = self._blank() | self._window(f, op, source, out, words, i)
+        digits = arith.slices(np.array(source.zero), source.bits, g.activation_bits)
         record |= {
-            "slices_less": arith.num_slices(source.bits, g.activation_bits) - 1,
-            "pad": arith.slices(np.array(source.zero), source.bits, g.activation_bits)[0].item(),
+            "pad": int(digits[i]),
             "words_less": words - 1,
             "halves_less": -(-last_lanes // g.input_lanes) - 1,
             "height_out_less": out.height - 1,
@@ -424,85 +489,117 @@ class _Builder:
         }
         taps = (record["kernel_h_less"] + 1) * (record["kernel_w_less"] + 1)
         steps = (words - 1) * g.halves + record["halves_less"] + 1
-        record["weight_words"] = steps * (
-            1 if f.summed else taps * (record["slices_less"] + 1)
-        )
+        record["weight_words"] = steps * (1 if f.summed else taps)
         if record["weight_words"] > g.weight_depth:
             raise CapacityError(
                 f"{f.name}: a group of weights needs {record['weight_words']} words, but the "
                 f"engine's buffer has {g.weight_depth}",
                 f"an engine with weight_depth {1 << (record['weight_words'] - 1).bit_length()}",
             )
-        return record | self._finish(f, out)
+        return record | self._finish(f, out, i, slices)
 
-    def _window(self, f: Fused, op: Conv, source: Tensor) -> dict[str, int]:
-        """Where the window's words lie."""
+    def _slice_bits(self, source: Tensor, op: Conv) -> int:
+        """Width of the accumulators of one slice, whichever."""
+        digit = (1 << self.geometry.activation_bits) - 1
+        return arith.bits_signed(*arith.accumulator_range(source.channels * op.kernel**2, 0, digit, 0))
+
+    def _window(
+        self, f: Fused, op: Conv, source: Tensor, out: Tensor, words: int, i: int
+    ) -> dict[str, int]:
+        """How the window walks over the map."""
+        g = self.geometry
+        if op.stride > 2:
+            raise CapacityError(f"{f.name}: stride must be 1 or 2, not {op.stride}")
+        if op.pads.left > 1 or op.pads.top > 1:
+            raise CapacityError(f"{f.name}: pads before the map must be 0 or 1, not {op.pads}")
         first = self.regions[f.source].first
+        plane, pads = source.height * source.width, op.pads
+        height, width = (source.height, source.width) if f.summed else (op.kernel,) * 2
         if f.first:
             if (op.kernel, op.stride, op.pads) != (3, 1, arith.Pads(1, 1, 1, 1)):
                 raise CapacityError(
                     f"{f.name}: the first convolution must be 3x3, stride 1, pads 1"
                 )
-            window = {"kernel_h_less": 2, "kernel_w_less": 0, "pad_top": 1, "pad_left": 0}
-            place = {"in_base": first + 2, "in_plane": _input_plane(source)}
-        else:
-            height, width = (source.height, source.width) if f.summed else (op.kernel,) * 2
-            window = {
-                "kernel_h_less": height - 1,
-                "kernel_w_less": width - 1,
-                "pad_top": op.pads.top,
-                "pad_left": op.pads.left,
-            }
-            place = {"in_base": first, "in_plane": source.height * source.width}
-        if op.stride > 2:
-            raise CapacityError(f"{f.name}: stride must be 1 or 2, not {op.stride}")
-        return window | place | {
+            first += 2 + i * _input_plane(source)
+            width, pads = 1, arith.Pads(1, 0, 1, 0)
+        spread = op.stride == 2
+        reach = (g.pixel_lanes - 1) * (2 if spread else 1) + width - 1
+        return {
+            "kernel_h_less": height - 1,
+            "kernel_w_less": width - 1,
+            "pad_top": pads.top,
+            "pad_left": pads.left,
             "shared": int(f.summed),
-            "stride2": int(op.stride == 2),
+            "stride2": int(spread),
             "height_in": source.height,
             "width_in": source.width,
-        }
+        } | self._steps(
+            first=first,
+            plane=plane,
+            pads=pads,
+            width=source.width,
+            kernel=(height, width),
+            span=reach,
+            words=words,
+            tiles=(out.height, _tiles(out.width, g)),
+            onward=(op.stride, g.pixel_lanes * op.stride),
+        )
 
-    def _finish(self, f: Fused, out: Tensor) -> dict[str, int]:
-        """What happens to the accumulators."""
+    def _finish(self, f: Fused, out: Tensor, i: int, slices: int) -> dict[str, int]:
+        """What happens to the accumulators of slice i."""
         g = self.geometry
         finish: dict[str, int] = {"down": g.max_left_shift}
-        if f.quantise is not None:
+        done = i == slices - 1
+        if f.quantise is not None and done:
             q = self.program[f.quantise.output]
             finish["last"] = int(q.kind == "score")
             finish["requantise"] = int(q.kind == "activation")
             if q.kind == "activation":
-                finish["out_base"] = self.regions[q.name].first
-                finish["out_plane"] = out.height * out.width
+                finish["out_first"] = self.regions[q.name].first
+        if f.add is None and slices == 1:
+            return finish
         if f.add is not None:
-            r = self.program[f.add.output]
-            if r.bits > g.residual_bits:
+            stream = f.add.output
+            width = self.program[stream].bits
+            if width != g.residual_bits:
                 raise CapacityError(
-                    f"{f.name}: the residual stream needs {r.bits} bits, but the engine has "
-                    f"{g.residual_bits}",
-                    f"an engine with residual_bits {r.bits}",
+                    f"{f.name}: the residual stream must be of the engine's {g.residual_bits} "
+                    f"bits, not {width}"
                 )
-            if r.bits < g.residual_bits:
-                raise CapacityError(
-                    f"{f.name}: the residual stream must saturate at the engine's "
-                    f"{g.residual_bits} bits, not at {r.bits}"
-                )
-            reach = (1 << g.shift_bits) - 1
-            down = g.max_left_shift - f.add.shift
-            if not 0 <= down <= reach:
-                raise CapacityError(
-                    f"{f.name}: an addend's shift must be {g.max_left_shift - reach} to "
-                    f"{g.max_left_shift}, not {f.add.shift}"
-                )
-            reads = self._pooled_channels(f.add) if f.add.residual else 0
-            finish |= {
-                "residual": 1,
-                "down": down,
-                "residual_groups": _groups(reads, g) if reads else 0,
-                "res_base": self.regions[r.name].first,
-                "res_plane": out.height * _tiles(out.width, g),
-            }
-        return finish
+        else:
+            stream = f"{f.name}.slices"
+        later = g.activation_bits * (slices - 1 - i)  # how far this slice stands above the last
+        j = (f.add.shift if f.add else 0) + later
+        down = g.max_left_shift - j
+        lowest = g.max_left_shift - (1 << g.shift_bits) + 1
+        if not 0 <= down < 1 << g.shift_bits:
+            raise CapacityError(
+                f"{f.name}: an addend's shift must be {lowest} to {g.max_left_shift}, not {j}"
+            )
+        if slices > 1:
+            self._check_slices(f, f.add.shift if f.add else 0)
+        reads = self._pooled_channels(f.add) if f.add and f.add.residual else 0
+        if i > 0:
+            reads = out.channels
+        plane = out.height * _tiles(out.width, g)
+        return finish | {
+            "residual": 1,
+            "down": down,
+            "residual_groups": _groups(reads, g) if reads else 0,
+            "res_first": self.regions[stream].first,
+            "res_plane": plane,
+            "res_back": (1 - (g.residual_words - 1) * plane) & ((1 << g.address_bits) - 1),
+        }
+
+    def _check_slices(self, f: Fused, shift: int) -> None:
+        """Slices are summed in the residual stream: exact only if nothing rounds or saturates."""
+        out = self.program[f.op.output]
+        reach = max(-out.low, out.high) << max(shift, 0)
+        if shift < 0 or reach >= 1 << (self.geometry.residual_bits - 1) or (f.add and f.add.residual):
+            raise CapacityError(
+                f"{f.name}: sums of the input up to {reach:,} must fit the residual stream of "
+                f"{self.geometry.residual_bits} bits unrounded; the shift is {shift}"
+            )
 
     def _pooled_channels(self, add: Add) -> int:
         """Channels of the skip that were written: pooling leaves the appended zeros out."""
@@ -512,7 +609,7 @@ class _Builder:
         return self.program[add.output].channels
 
     def _signs(self, f: Fused, op: Conv, record: Mapping[str, int]) -> NDArray[np.int8]:
-        """Weights in the order of the engine's steps: slice, row, memory word, column, lanes."""
+        """Weights in the order of the engine's steps: row, memory word, column, lanes."""
         g = self.geometry
         signs = self.program.signs(op)
         if f.first:  # columns become lanes
@@ -532,7 +629,6 @@ class _Builder:
         used[-1, record["halves_less"] + 1 :] = False
         steps = [
             split[:, y, w, x, h]
-            for _ in range(record["slices_less"] + 1)
             for y in range(rows)
             for w in range(words)
             for x in range(columns)
@@ -547,10 +643,11 @@ class _Builder:
         g = self.geometry
         channels = self.program[op.output].channels
         bias = self._biases(f, record, signs)
-        zero = 0
-        if f.quantise is not None and record["requantise"]:
-            zero = self.program[f.quantise.output].zero
-        stairs = f.quantise.staircase if f.quantise else None
+        zero, stairs = 0, None
+        if f.quantise is not None and (record["requantise"] or record["last"]):
+            stairs = f.quantise.staircase
+            if record["requantise"]:
+                zero = self.program[f.quantise.output].zero
         idle = Param(0, 0, 0, -zero, 1)
         return tuple(
             tuple(
@@ -571,13 +668,10 @@ class _Builder:
         """
         g = self.geometry
         same, negate = arith.recode_pairs(signs)
-        slices = record["slices_less"] + 1
-        repeats = (record["kernel_h_less"] + 1) * (record["kernel_w_less"] + 1) if f.summed else 1
-        acc = np.zeros((signs.shape[0], signs.shape[2]), np.int64)
-        for i, steps in enumerate(np.split(np.arange(signs.shape[1]), slices)):
-            x = np.full(signs[:, steps].shape, record["pad"] if i == 0 else 0, np.int64)
-            one = arith.pair_sum(x, same[:, steps], negate[:, steps]).sum(axis=1)
-            acc = (acc << g.activation_bits) + one * repeats
+        x = np.full(signs.shape, record["pad"], np.int64)
+        acc = arith.pair_sum(x, same, negate).sum(axis=1)
+        if f.summed:  # the same weights for every pixel
+            acc *= (record["kernel_h_less"] + 1) * (record["kernel_w_less"] + 1)
         dropped = record["down"] - g.max_left_shift
         rounding = 1 << dropped >> 1 if dropped > 0 else 0
         return [int(rounding - a) for a in acc.reshape(-1)]
@@ -593,9 +687,8 @@ class _Builder:
         before is computed.
         """
         g = self.geometry
-        rows, columns = r["kernel_h_less"] + 1, r["kernel_w_less"] + 1
-        words, slices = r["words_less"] + 1, r["slices_less"] + 1
-        steps = slices * rows * columns * ((words - 1) * g.halves + r["halves_less"] + 1)
+        rows, columns, words = r["kernel_h_less"] + 1, r["kernel_w_less"] + 1, r["words_less"] + 1
+        steps = rows * columns * ((words - 1) * g.halves + r["halves_less"] + 1)
         fetched = g.pixel_lanes * columns if r["stride2"] else g.pixel_lanes + columns - 1
         tiles = (r["height_out_less"] + 1) * (r["tiles_less"] + 1)
         groups = r["groups_less"] + 1
@@ -606,7 +699,7 @@ class _Builder:
             accesses = g.pixel_lanes * r["requantise"]
             if r["residual"]:
                 accesses += g.residual_words * (2 if group < r["residual_groups"] else 1)
-            pace = max(steps, g.tile_cycles, slices * rows * words * fetched + accesses)
+            pace = max(steps, g.tile_cycles, rows * words * fetched + accesses)
             return -(-pace // g.phase_cycles) * g.phase_cycles if r["residual"] else pace
 
         loaded = g.words(g.record_fields)

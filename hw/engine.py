@@ -14,7 +14,7 @@ from hw.lanes import Lanes
 from hw.loader import Loader
 from hw.memory import ActivationMemory, MemoryArbiter
 from hw.pool import Pool
-from hw.requantise import Requantiser
+from hw.requantise import Requantiser, TileCounter
 from hw.scorer import ANSWER, Scorer
 from hw.writer import InputWriter
 
@@ -70,6 +70,7 @@ class Engine(wiring.Component):
         m.submodules.lanes = lanes = Lanes(g)
         m.submodules.pool = pool = Pool(g)
         m.submodules.requantiser = requantiser = Requantiser(g)
+        m.submodules.tiles = tiles = TileCounter(g)
         m.submodules.writer = writer = InputWriter(g)
         m.submodules.divider = divider = SerialDivider(
             requantiser.dividend_bits, g.divisor_bits, arith.INPUT_BITS, arith.SCORE_BITS
@@ -87,8 +88,14 @@ class Engine(wiring.Component):
             },
         )
         record = loader.record
-        for block in (fetch, issue, pool, requantiser):
+        for block in (fetch, issue, pool, requantiser, tiles):
             m.d.comb += block.record.eq(record)
+        m.d.comb += [
+            tiles.restart.eq(self.layer_start),
+            tiles.step.eq(requantiser.tile_step | pool.tile_step),
+            requantiser.tile.eq(tiles.o),
+            pool.tile.eq(tiles.o),
+        ]
 
         connect(m, requantiser.residual_read, arbiter.residual_read)
         connect(m, requantiser.residual_write, arbiter.residual_write)
@@ -120,14 +127,12 @@ class Engine(wiring.Component):
             fetch.o.ready.eq((issue.i.ready & ~record.pool) | (pool.i.ready & record.pool)),
             lanes.valid.eq(issue.valid),
             lanes.x.eq(issue.x),
-            lanes.first.eq(issue.first),
-            lanes.shift.eq(issue.shift),
             lanes.last.eq(issue.last),
             loader.weight_address.eq(issue.weight_address),
             lanes.weights.eq(loader.weights),
             issue.gate.eq(requantiser.gate),
             requantiser.start.eq(issue.valid & issue.last),
-            requantiser.accumulators.eq(lanes.accumulators),
+            requantiser.sums.eq(lanes.sums),
             requantiser.captured.eq(lanes.captured),
             requantiser.pooled.eq(pool.value),
             requantiser.pooled_place.eq(pool.place),
@@ -175,7 +180,7 @@ class Engine(wiring.Component):
             loader.group_done.eq(requantiser.group_done & ~record.pool),
             fetch.start.eq(launch),
         ]
-        for block in (fetch, pool, requantiser):
+        for block in (fetch, requantiser):
             m.d.comb += block.layer_start.eq(self.layer_start)
         m.d.sync += ready_groups.eq(ready_groups + loader.group_loaded - (launch & ~record.pool))
         with m.If(launch):

@@ -9,14 +9,12 @@ from amaranth.lib.wiring import In, Out
 from compiler.geometry import Geometry
 from hw.layout import memory_read, struct
 
-FIFO_DEPTH = 3
+FIFO_DEPTH = 2
 """Words on their way or waiting: covers the memory's latency at one word a cycle."""
 
 FLAGS = (
     "commit",  # the last of the words a step needs: every pixel lane has its own
     "full",  # with this commit every pixel lane takes a new word, else its neighbour's
-    "first",  # this commit begins a tile
-    "slice_first",  # this commit begins a slice of a tile
     "last",  # this commit ends a tile
     "group_first",  # this word belongs to the first step of a group of tiles
     "rewind",  # weights go back to the first of this memory word (shared by columns)
@@ -33,11 +31,14 @@ def word_layout(geometry: Geometry) -> data.StructLayout:
 class WindowFetch(wiring.Component):
     """Walks the tiles of one group and reads the words of their windows.
 
-    Order: rows of tiles, tiles, slices, window rows, memory words of a pixel, window columns. At
-    stride 1 a word serves a pixel lane and, one column later, the lane to its left, so a window row
-    takes pixel_lanes + columns - 1 words; at stride 2 pixel_lanes * columns. Pooling reads three
-    words of residuals a row, and each group is the next plane of them. A word outside the map is not
-    read: it is the padding.
+    Order: rows of tiles, tiles, window rows, memory words of a pixel, window columns. At stride 1 a
+    word serves a pixel lane and, one column later, the lane to its left, so a window row takes
+    pixel_lanes + columns - 1 words; at stride 2 pixel_lanes * columns. Pooling reads three words of
+    residuals a row, and each group is the next plane of them. A word outside the map is not read: it
+    is the padding.
+
+    The address moves by one step of the record a word: the compiler has multiplied all there is to
+    multiply.
 
     Throughput: one word a cycle while the memory is granted and the reader keeps up.
 
@@ -67,166 +68,118 @@ class WindowFetch(wiring.Component):
     def elaborate(self, platform: object) -> Module:
         m = Module()
         g, r = self._geometry, self.record
-        active, advance = Signal(), Signal()
-        request = Signal(
-            data.StructLayout(
-                {"address": g.address_bits, "outside": 1, "pad": 1}
-                | {"flags": data.StructLayout(dict.fromkeys(FLAGS, 1))}
-            )
-        )
-        requested, fire = Signal(), Signal()
-        m.d.comb += [
-            advance.eq(active & (~requested | fire)),
-            self.busy.eq(active | requested),
-        ]
-        self._walk(m, active, advance, request)
-        with m.If(advance):
-            m.d.sync += requested.eq(1)
-        with m.Elif(fire):
-            m.d.sync += requested.eq(0)
+        fire, outside = Signal(), Signal()
+        flags = Signal(data.StructLayout(dict.fromkeys(FLAGS, 1)))
+        self._walk(m, fire, outside, flags)
 
         # Read, or pad, when there is room for the answer.
-        room = Signal(range(FIFO_DEPTH + 1), init=FIFO_DEPTH)
-        arriving, came = Signal(), Signal(request.shape())
+        level, arriving = Signal(range(FIFO_DEPTH + 1)), Signal()
+        popped, room = Signal(), Signal()
         m.d.comb += [
-            self.memory.address.eq(request.address),
-            self.memory.valid.eq(requested & (room != 0) & ~request.outside),
-            fire.eq(requested & (room != 0) & (request.outside | self.memory.ready)),
+            popped.eq(self.o.valid & self.o.ready),
+            room.eq(level + arriving < FIFO_DEPTH + popped),
+            self.memory.valid.eq(self.busy & room & ~outside),
+            fire.eq(self.busy & room & (outside | self.memory.ready)),
         ]
-        popped = self.o.valid & self.o.ready
-        m.d.sync += [arriving.eq(fire), room.eq(room - fire + popped)]
-        with m.If(fire):
-            m.d.sync += came.eq(request)
+        came, came_outside = Signal(flags.shape()), Signal()
+        m.d.sync += [
+            arriving.eq(fire),
+            came.eq(flags),
+            came_outside.eq(outside),
+            level.eq(level + arriving - popped),
+        ]
         word = Signal(word_layout(g))
-        pad = Mux(came.pad, r.pad, 0)
-        m.d.comb += word.data.eq(
-            Mux(came.outside, Cat(pad for _ in range(g.word_channels)), self.memory.data)
-        )
+        pad = Cat(r.pad for _ in range(g.word_channels)) & (~r.pool).replicate(g.word_bits)
+        m.d.comb += word.data.eq(Mux(came_outside, pad, self.memory.data))
         for flag in FLAGS:
-            m.d.comb += word[flag].eq(came.flags[flag])
-        self._fifo(m, arriving, word, popped)
+            m.d.comb += word[flag].eq(came[flag])
+        # A short shift register: one LUT a bit, no RAM block.
+        first, second = Signal(word.shape()), Signal(word.shape())
+        with m.If(popped | (level == 0)):
+            m.d.sync += first.eq(Mux(level == 2, second, word))
+        with m.If(popped | (level == 1)):
+            m.d.sync += second.eq(word)
+        m.d.comb += [self.o.valid.eq(level != 0), self.o.payload.eq(first)]
         return m
 
-    def _walk(self, m: Module, active: Signal, advance: Signal, request: data.View) -> None:
-        """The loops: one word each time ``advance`` is high, into the request register."""
+    def _walk(self, m: Module, fire: Signal, outside: Signal, flags: data.View) -> None:
+        """The loops: on to the next word each time ``fire`` is high."""
         g, r = self._geometry, self.record
         lanes = g.pixel_lanes
         pixel = Signal(range(max(lanes, 2)))
-        column, row, word, slice_ = Signal(6), Signal(6), Signal(8), Signal(3)
-        tile, tile_row = Signal(8), Signal(9)
-        # x, y are of the input map (pooling: x in memory words); tile_ is where the tile begins.
-        x, tile_x = Signal(signed(11)), Signal(signed(11))
-        y, tile_y = Signal(signed(11)), Signal(signed(11))
-        group, plane_first, plane = (Signal(g.address_bits) for _ in range(3))
-        line, tile_line = Signal(g.address_bits), Signal(g.address_bits)
+        column, row, word = Signal(6), Signal(6), Signal(8)
+        tile, line = Signal(8), Signal(9)
+        # Of the input map (pooling: x in memory words).
+        x, y = Signal(signed(11)), Signal(signed(11))
         fresh = Signal()  # nothing of this group has been committed yet
 
         spread = r.stride2 & ~r.pool  # pixel lanes are two columns apart
         first_pixel = Mux(r.pool, lanes - 1, 0)
-        last_pixel = (pixel == lanes - 1) if lanes > 1 else 1
-        last_column = column == r.kernel_w_less
-        last_word = word == r.words_less
+        last_pixel = (pixel == lanes - 1) if lanes > 1 else Signal(init=1)
+        last_column, last_word = column == r.kernel_w_less, word == r.words_less
         last_row = row == r.kernel_h_less
-        last_slice = slice_ == r.slices_less
-        last_tile = tile == r.tiles_less
-        last_tile_row = tile_row == r.height_out_less
-        tile_step = Mux(r.pool, 2, Mux(r.stride2, 2 * lanes, lanes))
-        row_step = Mux(r.stride2, r.width_in << 1, r.width_in)
+        last_tile, last_line = tile == r.tiles_less, line == r.height_out_less
+        begins = (column == 0) & (word == 0)
+        m.d.comb += [
+            outside.eq((x < 0) | (x >= r.width_in) | (y < 0) | (y >= r.height_in)),
+            flags.commit.eq(last_pixel),
+            flags.full.eq((column == 0) | spread),
+            flags.last.eq(last_column & last_word & last_row),
+            flags.group_first.eq(fresh),
+            flags.rewind.eq(r.shared & (column != 0)),
+            flags.restart.eq(begins & (r.shared | (row == 0))),
+            flags.word_last.eq(last_word),
+        ]
+        address = self.memory.address
+        step, x_step, y_step = Signal(g.address_bits), Signal(signed(9)), Signal(signed(8))
+        back = -r.span
+        with m.If(~last_pixel):
+            m.d.comb += [step.eq(Mux(r.stride2, 2, 1)), x_step.eq(Mux(r.stride2, 2, 1))]
+        with m.Elif(~last_column):
+            across = Mux(spread, 1 - 2 * (lanes - 1), 1)
+            m.d.comb += [step.eq(across), x_step.eq(across)]
+        with m.Elif(~last_word):
+            m.d.comb += [step.eq(r.step_word), x_step.eq(back)]
+        with m.Elif(~last_row):
+            m.d.comb += [step.eq(r.step_row), x_step.eq(back), y_step.eq(1)]
+        with m.Elif(~last_tile):
+            onward = Mux(r.pool, 2, Mux(r.stride2, 2 * lanes, lanes))
+            m.d.comb += [step.eq(r.step_tile), x_step.eq(onward - r.span)]
+            m.d.comb += y_step.eq(-r.kernel_h_less)
+        with m.Elif(~last_line):
+            m.d.comb += [step.eq(r.step_line), y_step.eq(Mux(r.stride2, 2, 1) - r.kernel_h_less)]
+        with m.Else():
+            m.d.comb += step.eq(r.step_group)
 
-        with m.If(self.layer_start):
-            m.d.sync += group.eq(r.in_base)
-        with m.If(self.start):
+        end_column = last_pixel & last_column
+        end_word = end_column & last_word
+        end_row = end_word & last_row
+        end_tile = end_row & last_tile
+        with m.If(fire):
             m.d.sync += [
-                Cat(column, row, word, slice_, tile, tile_row).eq(0),
-                pixel.eq(first_pixel),
-                x.eq(-r.pad_left),
-                tile_x.eq(-r.pad_left),
-                y.eq(-r.pad_top),
-                tile_y.eq(-r.pad_top),
-                line.eq(Mux(r.pad_top, -r.width_in, 0)),
-                tile_line.eq(Mux(r.pad_top, -r.width_in, 0)),
-                plane.eq(group),
-                plane_first.eq(group),
-                fresh.eq(1),
-                active.eq(1),
+                address.eq(address + step),
+                x.eq(Mux(end_tile, -r.pad_left, x + x_step)),
+                y.eq(y + y_step),
+                pixel.eq(Mux(last_pixel, Mux(spread & ~last_column, 0, lanes - 1), pixel + 1)),
             ]
-        with m.If(advance):
-            begins = (column == 0) & (word == 0)
-            m.d.sync += [
-                request.address.eq(line + plane + x),
-                request.outside.eq((x < 0) | (x >= r.width_in) | (y < 0) | (y >= r.height_in)),
-                request.pad.eq((slice_ == 0) & ~r.pool),
-                request.flags.commit.eq(last_pixel),
-                request.flags.full.eq((column == 0) | spread),
-                request.flags.first.eq(begins & (row == 0) & (slice_ == 0)),
-                request.flags.slice_first.eq(begins & (row == 0)),
-                request.flags.last.eq(last_column & last_word & last_row & last_slice),
-                request.flags.group_first.eq(fresh),
-                request.flags.rewind.eq(r.shared & (column != 0)),
-                request.flags.restart.eq(begins & (r.shared | ((row == 0) & (slice_ == 0)))),
-                request.flags.word_last.eq(last_word),
-            ]
+            with m.If(end_column):
+                m.d.sync += pixel.eq(first_pixel)
             with m.If(last_pixel):
-                m.d.sync += fresh.eq(0)
-            with m.If(~last_pixel):
-                m.d.sync += [pixel.eq(pixel + 1), x.eq(x + Mux(r.stride2, 2, 1))]
-            with m.Elif(~last_column):
-                m.d.sync += [
-                    column.eq(column + 1),
-                    pixel.eq(Mux(spread, 0, lanes - 1)),
-                    x.eq(x + Mux(spread, 1 - 2 * (lanes - 1), 1)),
-                ]
-            with m.Else():
-                m.d.sync += [column.eq(0), pixel.eq(first_pixel), x.eq(tile_x)]
-                with m.If(~last_word):
-                    m.d.sync += [word.eq(word + 1), plane.eq(plane + r.in_plane)]
-                with m.Elif(~last_row):
-                    m.d.sync += [word.eq(0), plane.eq(plane_first)]
-                    m.d.sync += [row.eq(row + 1), y.eq(y + 1), line.eq(line + r.width_in)]
-                with m.Else():
-                    m.d.sync += [word.eq(0), row.eq(0), y.eq(tile_y), line.eq(tile_line)]
-                    with m.If(~last_slice):
-                        m.d.sync += [
-                            slice_.eq(slice_ + 1),
-                            plane.eq(plane_first + r.in_plane),
-                            plane_first.eq(plane_first + r.in_plane),
-                        ]
-                    with m.Else():
-                        m.d.sync += [slice_.eq(0), plane.eq(group), plane_first.eq(group)]
-                        with m.If(~last_tile):
-                            m.d.sync += [
-                                tile.eq(tile + 1),
-                                x.eq(tile_x + tile_step),
-                                tile_x.eq(tile_x + tile_step),
-                            ]
-                        with m.Else():
-                            m.d.sync += [
-                                tile.eq(0),
-                                x.eq(-r.pad_left),
-                                tile_x.eq(-r.pad_left),
-                                tile_row.eq(tile_row + 1),
-                                y.eq(tile_y + Mux(r.stride2, 2, 1)),
-                                tile_y.eq(tile_y + Mux(r.stride2, 2, 1)),
-                                line.eq(tile_line + row_step),
-                                tile_line.eq(tile_line + row_step),
-                            ]
-                            with m.If(last_tile_row):
-                                m.d.sync += active.eq(0)
-                                with m.If(r.pool):
-                                    m.d.sync += group.eq(group + r.in_plane)
-
-    def _fifo(self, m: Module, push: Signal, word: data.View, pop: object) -> None:
-        """A short shift register: one LUT a bit, no RAM block."""
-        level = Signal(range(FIFO_DEPTH + 1))
-        entries = [Signal(word.shape(), name=f"entry{i}") for i in range(FIFO_DEPTH)]
-        for i, entry in enumerate(entries):
-            with m.If(pop | (level == i)):
-                if i + 1 < FIFO_DEPTH:
-                    m.d.sync += entry.eq(Mux(pop & (level != i + 1), entries[i + 1], word))
-                else:
-                    m.d.sync += entry.eq(word)
-        m.d.sync += level.eq(level + push - pop)
-        m.d.comb += [self.o.valid.eq(level != 0), self.o.payload.eq(entries[0])]
+                m.d.sync += [column.eq(Mux(last_column, 0, column + 1)), fresh.eq(0)]
+            with m.If(end_column):
+                m.d.sync += word.eq(Mux(last_word, 0, word + 1))
+            with m.If(end_word):
+                m.d.sync += row.eq(Mux(last_row, 0, row + 1))
+            with m.If(end_row):
+                m.d.sync += tile.eq(Mux(last_tile, 0, tile + 1))
+            with m.If(end_tile):
+                m.d.sync += line.eq(Mux(last_line, 0, line + 1))
+                with m.If(last_line):
+                    m.d.sync += self.busy.eq(0)
+        with m.If(self.layer_start):
+            m.d.sync += [address.eq(r.in_first), x.eq(-r.pad_left), pixel.eq(first_pixel)]
+        with m.If(self.start):
+            m.d.sync += [self.busy.eq(1), fresh.eq(1), y.eq(-r.pad_top)]
 
 
 class StepIssue(wiring.Component):
@@ -242,7 +195,7 @@ class StepIssue(wiring.Component):
     gate : In(1), the last step of a tile may be issued
     valid : Out(1), a step is issued in this cycle
     x : Out, activations, [pixel lane][input lane]
-    first, shift, last : Out(1), the step begins a tile / a later slice of one / ends a tile
+    last : Out(1), the step ends a tile
     weight_address : Out, of this step's weights in the ring
     """
 
@@ -256,8 +209,6 @@ class StepIssue(wiring.Component):
                 "gate": In(1),
                 "valid": Out(1),
                 "x": Out(data.ArrayLayout(lane, geometry.pixel_lanes)),
-                "first": Out(1),
-                "shift": Out(1),
                 "last": Out(1),
                 "weight_address": Out(range(geometry.weight_depth)),
             }
@@ -267,16 +218,16 @@ class StepIssue(wiring.Component):
         m = Module()
         g, r, word = self._geometry, self.record, self.i.payload
         lanes = g.pixel_lanes
-        current = [Signal(g.word_bits, name=f"current{p}") for p in range(lanes)]
-        staged = [Signal(g.word_bits, name=f"staged{p}") for p in range(lanes - 1)]
+        current = [Signal(g.word_bits, name=f"current{p}", reset_less=True) for p in range(lanes)]
+        staged = [
+            Signal(g.word_bits, name=f"staged{p}", reset_less=True) for p in range(lanes - 1)
+        ]
         held, half = Signal(), Signal(range(max(g.halves, 2)))
-        first, slice_first, last, word_last = (Signal() for _ in range(4))
+        last, word_last = Signal(), Signal()
         final = Signal()  # the last step of the words held
         m.d.comb += [
             final.eq(half == Mux(word_last, r.halves_less, g.halves - 1)),
             self.valid.eq(held & ~(last & final & ~self.gate)),
-            self.first.eq(first & (half == 0)),
-            self.shift.eq(slice_first & ~first & (half == 0)),
             self.last.eq(last & final),
             self.i.ready.eq(~word.commit | ~held | (self.valid & final)),
         ]
@@ -299,8 +250,6 @@ class StepIssue(wiring.Component):
             m.d.sync += [
                 held.eq(1),
                 half.eq(0),
-                first.eq(word.first),
-                slice_first.eq(word.slice_first),
                 last.eq(word.last),
                 word_last.eq(word.word_last),
                 current[-1].eq(word.data),

@@ -89,6 +89,8 @@ class Host(wiring.Component):
     timeout : int
         Cycles without a byte after which a request counts as broken off; the next power of two is
         taken.
+    size_bits : int
+        Width of `num_pixels`, up to 24; each bit costs about five LUTs.
 
     Members
     -------
@@ -100,7 +102,7 @@ class Host(wiring.Component):
         Bytes of an image.
     i_answer : In(stream.Signature(Answer))
         A score for each class, in order.
-    num_pixels : In(24)
+    num_pixels : In(size_bits)
         Bytes of an image of the loaded network; 0 while there is none. Stable during a request.
     num_classes : In(8)
         Elements of an answer. Stable during a request.
@@ -112,9 +114,11 @@ class Host(wiring.Component):
         The last request did not end with `Status.OK`.
     """
 
-    def __init__(self, timeout: int) -> None:
+    def __init__(self, timeout: int, size_bits: int = 8 * LENGTH_BYTES) -> None:
         if timeout < 1:
             raise ValueError(f"timeout must be at least 1, not {timeout!r}")
+        if not 1 <= size_bits <= 8 * LENGTH_BYTES:
+            raise ValueError(f"size_bits must be 1 to {8 * LENGTH_BYTES}, not {size_bits!r}")
         self._timeout = 1 << (timeout - 1).bit_length()
         super().__init__(
             {
@@ -123,7 +127,7 @@ class Host(wiring.Component):
                 "link_error_stb": In(1),
                 "o_pixels": Out(stream.Signature(8)),
                 "i_answer": In(stream.Signature(Answer)),
-                "num_pixels": In(8 * LENGTH_BYTES),
+                "num_pixels": In(size_bits),
                 "num_classes": In(8),
                 "engine_error": In(1),
                 "busy": Out(1),
@@ -136,6 +140,8 @@ class Host(wiring.Component):
         self._index = Signal(range(LENGTH_BYTES))  # byte within a field
         self._quiet = Signal()  # no byte came for the timeout
         self._broken = Signal()  # no use waiting for the rest of the request
+        self._replying = Signal()
+        self._replied_stb = Signal()
         self._check_byte = Signal(8)
         self._check_stb = Signal()  # the byte that is being transferred counts for the check
 
@@ -148,15 +154,16 @@ class Host(wiring.Component):
         m.d.comb += self._complete.eq(self._count == self.num_pixels)
         with m.If(self.o_pixels.valid & self.o_pixels.ready):
             m.d.sync += self._count.eq(self._count + 1)
-        with m.FSM() as fsm:
+        with m.FSM(name="request") as request:
             self._add_request(m)
+        with m.FSM(name="reply") as reply:
             self._add_reply(m)
-        idle = fsm.ongoing("IDLE")
-        m.d.comb += self.busy.eq(~idle)
+        idle, replying = request.ongoing("IDLE"), request.ongoing("REPLY")
+        m.d.comb += [self.busy.eq(~idle), self._replying.eq(replying)]
         with m.If(idle):
             m.d.sync += [self._count.eq(0), self._status.eq(Status.OK)]
-        self._add_check(m, restart=idle | fsm.ongoing("BEGIN"))
-        listening = [fsm.ongoing(name) for name in ("LENGTH", "PIXELS", "CHECK", "QUIET")]
+        self._add_check(m, restart=idle | replying & reply.ongoing("BEGIN"))
+        listening = [request.ongoing(name) for name in ("LENGTH", "PIXELS", "CHECK", "QUIET")]
         self._add_watch(m, idle=idle, listening=Cat(listening).any())
         return m
 
@@ -167,7 +174,7 @@ class Host(wiring.Component):
         m.submodules.crc = ResetInserter(restart)(crc)
         m.d.comb += [
             crc.valid.eq(self._check_stb),
-            crc.data.eq(Mux(self.o_bytes.valid, self.o_bytes.payload, self.i_bytes.payload)),
+            crc.data.eq(Mux(self._replying, self.o_bytes.payload, self.i_bytes.payload)),
             self._check_byte.eq(crc.crc.word_select(self._index[0], 8)),
         ]
 
@@ -185,9 +192,10 @@ class Host(wiring.Component):
             m.d.sync += timer.eq(0)
 
     def _add_request(self, m: Module) -> None:
-        """States from the first byte of a request until the engine has begun to answer."""
+        """States of a request, from its first byte until the line is free for the next."""
         i, o = self.i_bytes, self.o_pixels
-        differs = Signal()
+        length, differs = Signal(8 * LENGTH_BYTES), Signal()
+        m.d.comb += length.eq(self.num_pixels)
         with m.State("IDLE"):
             m.d.comb += i.ready.eq(1)
             with m.If(i.valid & (i.payload == REQUEST)):
@@ -195,7 +203,7 @@ class Host(wiring.Component):
 
         with m.State("LENGTH"):
             m.d.comb += [i.ready.eq(1), self._check_stb.eq(i.valid)]
-            m.d.comb += differs.eq(i.payload != self.num_pixels.word_select(self._index, 8))
+            m.d.comb += differs.eq(i.payload != length.word_select(self._index, 8))
             with m.If(i.valid):
                 m.d.sync += self._index.eq(self._index + 1)
                 with m.If(differs):
@@ -204,7 +212,7 @@ class Host(wiring.Component):
                     m.d.sync += self._index.eq(0)
                     m.next = "PIXELS"
                     with m.If(differs | (self._status != Status.OK)):
-                        m.next = "BEGIN"
+                        m.next = "REPLY"
                     with m.If(self._complete | self.engine_error):  # 0 of 0 pixels: no network.
                         self._end(m, Status.ENGINE)
             with m.Elif(self._broken):
@@ -248,30 +256,39 @@ class Host(wiring.Component):
         with m.State("AWAIT"):
             with m.If(self._status == Status.OK):
                 with m.If(self.i_answer.valid):
-                    m.next = "BEGIN"
+                    m.next = "REPLY"
             with m.Else():
                 m.d.comb += self.i_answer.ready.eq(1)
                 with m.If(self.i_answer.valid & self.i_answer.p.last):
-                    m.next = "BEGIN"
+                    m.next = "REPLY"
             with m.If(self.engine_error):
                 self._end(m, Status.ENGINE)
+
+        with m.State("REPLY"), m.If(self._replied_stb):
+            m.next = "QUIET"
+            with m.If((self._status == Status.OK) | (self._status == Status.CRC)):
+                m.next = "IDLE"
+
+        with m.State("QUIET"):
+            m.d.comb += self.i_bytes.ready.eq(1)
+            with m.If(self._quiet):
+                m.next = "IDLE"
 
     def _end(self, m: Module, status: Status) -> None:
         """End the request: reply with a status."""
         m.d.sync += self._status.eq(status)
-        m.next = "BEGIN"
+        m.next = "REPLY"
 
     def _add_reply(self, m: Module) -> None:
-        """States from the first byte of a reply until the next request may begin."""
+        """States of a reply; rests in the first until the request has ended."""
         i = self.i_answer
-        good = self._status == Status.OK
-        with m.State("BEGIN"), m.If(self._send(m, REPLY, checked=False)):
+        with m.State("BEGIN"), m.If(self._send(m, REPLY, valid=self._replying, checked=False)):
             m.next = "STATUS"
 
         with m.State("STATUS"), m.If(self._send(m, self._status)):
-            m.d.sync += self.error.eq(~good)
-            m.next = "CHECK_REPLY"
-            with m.If(good):
+            m.d.sync += self.error.eq(self._status != Status.OK)
+            m.next = "CHECK"
+            with m.If(self._status == Status.OK):
                 m.next = "NUM_CLASSES"
 
         with m.State("NUM_CLASSES"), m.If(self._send(m, self.num_classes)):
@@ -281,8 +298,8 @@ class Host(wiring.Component):
             with m.If(self._send(m, i.p.score[:8], valid=i.valid)):
                 m.next = "SCORE_HIGH"
             with m.If(self.engine_error & ~i.valid):
-                m.d.sync += self.error.eq(1)
-                m.next = "QUIET"
+                m.d.sync += [self._status.eq(Status.ENGINE), self.error.eq(1)]
+                m.next = "CHECK"
 
         with m.State("SCORE_HIGH"), m.If(self._send(m, i.p.score[8:])):
             # The last element stays: it has the label.
@@ -293,19 +310,13 @@ class Host(wiring.Component):
 
         with m.State("LABEL"), m.If(self._send(m, i.p.label)):
             m.d.comb += i.ready.eq(1)
-            m.next = "CHECK_REPLY"
+            m.next = "CHECK"
 
-        with m.State("CHECK_REPLY"), m.If(self._send(m, self._check_byte, checked=False)):
+        with m.State("CHECK"), m.If(self._send(m, self._check_byte, checked=False)):
             m.d.sync += self._index[0].eq(~self._index[0])
             with m.If(self._index[0]):
-                m.next = "QUIET"
-                with m.If(good | (self._status == Status.CRC)):
-                    m.next = "IDLE"
-
-        with m.State("QUIET"):
-            m.d.comb += self.i_bytes.ready.eq(1)
-            with m.If(self._quiet):
-                m.next = "IDLE"
+                m.d.comb += self._replied_stb.eq(1)
+                m.next = "BEGIN"
 
     def _send(
         self, m: Module, payload: ValueLike, *, valid: ValueLike = 1, checked: bool = True

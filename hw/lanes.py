@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from amaranth.hdl import Const, Module, Mux, Signal, signed
+from amaranth.hdl import Cat, Const, Module, Mux, Signal, signed
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
@@ -16,19 +16,19 @@ class Lanes(wiring.Component):
     one of them, negated or not, by one LUT4 a bit. Negation is by one's complement: the parameters'
     bias makes up for it (`compiler.schedule`).
 
-    Timing: four cycles from a step to the accumulators; `captured` is high in the cycle in which they
-    hold a tile's sums. One step a cycle. Weights come one cycle after their step (a RAM block's
-    latency).
+    Timing: three cycles from a step to its sums. With a tile's last step `captured` is high and `sums`
+    are the tile's; the accumulators start from 0 with the step behind it. One step a cycle. Weights
+    come one cycle after their step (a RAM block's latency).
 
     Members
     -------
-    valid, x, first, shift, last : In, a step as `hw.fetch.StepIssue` issues it
+    valid, x, last : In, a step as `hw.fetch.StepIssue` issues it
     weights : In, for output lane o and pair i: bit 2*(o*pairs + i) ``same``, the next ``negate``
-    accumulators : Out, signed, [output lane * pixel_lanes + pixel lane]
+    sums : Out, signed, [output lane * pixel_lanes + pixel lane]
     captured : Out(1)
     """
 
-    latency = 4
+    latency = 3
 
     def __init__(self, geometry: Geometry) -> None:
         self._geometry = g = geometry
@@ -37,11 +37,9 @@ class Lanes(wiring.Component):
             {
                 "valid": In(1),
                 "x": In(data.ArrayLayout(lane, g.pixel_lanes)),
-                "first": In(1),
-                "shift": In(1),
                 "last": In(1),
                 "weights": In(g.weight_bits),
-                "accumulators": Out(
+                "sums": Out(
                     data.ArrayLayout(signed(g.accumulator_bits), g.output_lanes * g.pixel_lanes)
                 ),
                 "captured": Out(1),
@@ -52,21 +50,18 @@ class Lanes(wiring.Component):
         m = Module()
         g = self._geometry
         b, pairs = g.activation_bits, g.input_lanes // 2
-        flags = [Signal(4, name=f"flags{i}") for i in range(3)]  # valid, first, shift, last
+        valid = [Signal(name=f"valid{i}") for i in range(3)]
+        last = [Signal(name=f"last{i}") for i in range(3)]
         m.d.sync += [
-            flags[0].eq(
-                self.valid | self.first << 1 | self.shift << 2 | (self.last & self.valid) << 3
-            ),
-            flags[1].eq(flags[0]),
-            flags[2].eq(flags[1]),
-            self.captured.eq(flags[2][3]),
+            Cat(*valid).eq(Cat(self.valid, *valid)),
+            Cat(*last).eq(Cat(self.valid & self.last, *last)),
         ]
-        valid, first, shift = flags[2][0], flags[2][1], flags[2][2]
+        m.d.comb += self.captured.eq(last[2])
         for p in range(g.pixel_lanes):
             sums, differences = [], []
             for i in range(pairs):
-                total = Signal(b + 1, name=f"sum{p}_{i}")
-                difference = Signal(signed(b + 1), name=f"difference{p}_{i}")
+                total = Signal(b + 1, name=f"sum{p}_{i}", reset_less=True)
+                difference = Signal(signed(b + 1), name=f"difference{p}_{i}", reset_less=True)
                 m.d.sync += [
                     total.eq(self.x[p][2 * i] + self.x[p][2 * i + 1]),
                     difference.eq(self.x[p][2 * i] - self.x[p][2 * i + 1]),
@@ -77,19 +72,20 @@ class Lanes(wiring.Component):
                 terms = []
                 for i in range(pairs):
                     same, negate = self.weights.bit_select(2 * (o * pairs + i), 2)
-                    term = Signal(signed(b + 2), name=f"term{o}_{p}_{i}")
+                    term = Signal(signed(b + 2), name=f"term{o}_{p}_{i}", reset_less=True)
                     chosen = Signal(signed(b + 2), name=f"chosen{o}_{p}_{i}")
                     m.d.comb += chosen.eq(Mux(same, sums[i], differences[i]))
                     m.d.sync += term.eq(chosen ^ Mux(negate, Const(-1, signed(b + 2)), 0))
                     terms.append(term)
-                total = Signal(signed(b + 2 + (pairs - 1).bit_length()), name=f"total{o}_{p}")
+                width = b + 2 + (pairs - 1).bit_length()
+                total = Signal(signed(width), name=f"total{o}_{p}", reset_less=True)
                 m.d.sync += total.eq(_tree(terms))
                 accumulator = Signal(signed(g.accumulator_bits), name=f"accumulator{o}_{p}")
-                before = Signal(signed(g.accumulator_bits), name=f"before{o}_{p}")
-                m.d.comb += before.eq(Mux(first, 0, Mux(shift, accumulator << b, accumulator)))
-                with m.If(valid):
-                    m.d.sync += accumulator.eq(before + total)
-                m.d.comb += self.accumulators[o * g.pixel_lanes + p].eq(accumulator)
+                after = Signal(signed(g.accumulator_bits), name=f"after{o}_{p}")
+                m.d.comb += after.eq(accumulator + total)
+                with m.If(valid[2]):
+                    m.d.sync += accumulator.eq(Mux(last[2], 0, after))
+                m.d.comb += self.sums[o * g.pixel_lanes + p].eq(after)
         return m
 
 

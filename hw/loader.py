@@ -77,20 +77,19 @@ class Loader(wiring.Component):
         with m.FSM():
             with m.State("header"):
                 m.d.comb += self.i.ready.eq(1)
+                expected = {0: MAGIC, 1: g.digest}
                 with m.If(taken):
                     m.d.sync += [header.eq(Cat(header[g.stream_bits :], word)), count.eq(count + 1)]
+                    for i, value in expected.items():
+                        with m.If((count == i) & (word != value)):
+                            m.next = "error"
                     with m.If(count == header_words - 1):
                         m.d.sync += count.eq(0)
-                        m.next = "check"
-            with m.State("check"):
+                        m.next = "counted"
+            with m.State("counted"):
                 channels = self.header.channels + 1
                 m.d.sync += left.eq(sum((channels for _ in range(g.param_words - 1)), channels))
-                with m.If(
-                    (self.header.magic == MAGIC) & (self.header.geometry == g.digest)
-                ):
-                    m.next = "input"
-                with m.Else():
-                    m.next = "error"
+                m.next = "input"
             with m.State("input"):
                 m.d.comb += [self.i.ready.eq(1), put_param.eq(taken), of_input.eq(1)]
                 with m.If(taken):

@@ -10,7 +10,7 @@ from compiler import arith
 from compiler.geometry import Geometry
 from hw.fetch import word_layout
 from hw.layout import struct
-from hw.requantise import TileCounter, pooled_bits, value_layout
+from hw.requantise import TILE, pooled_bits, value_layout
 
 COLUMNS = arith.POOL_KERNEL
 """Memory words a window row takes: enough for pixel_lanes neighbouring windows at stride 2."""
@@ -29,13 +29,14 @@ def covers(word: int, pixel_in: int, pixel_out: int, lanes: int, pad: int) -> bo
 class Pool(wiring.Component):
     """Window sums of `compiler.arith.pool` before its right shift, a memory word of them at a time.
 
-    Takes nine words a tile (three rows of three), one a cycle, and gives residual_lanes values, one a
-    cycle, while the next tile's words come in. Pixels outside the map read as 0.
+    Takes nine words a tile (three rows of three), one a cycle and then a pause, and gives
+    residual_lanes values, one a cycle, while the next tile's words come in. Pixels outside the map
+    read as 0.
 
     Members
     -------
     record : In
-    layer_start : In(1), strobe
+    tile : In(`TILE`), of the tile being given; tile_step : Out(1), on to the next
     i : In(stream of `word_layout`)
     value : Out, signed
     place : Out(`value_layout`)
@@ -48,7 +49,8 @@ class Pool(wiring.Component):
         super().__init__(
             {
                 "record": In(struct(geometry.record_fields)),
-                "layer_start": In(1),
+                "tile": In(TILE),
+                "tile_step": Out(1),
                 "i": In(stream.Signature(word_layout(geometry))),
                 "value": Out(signed(pooled_bits(geometry))),
                 "place": Out(value_layout(geometry)),
@@ -59,25 +61,28 @@ class Pool(wiring.Component):
         m = Module()
         g = self._geometry
         column, row, full = Signal(2), Signal(2), Signal()
-        m.d.comb += self.i.ready.eq(1)
+        taken = self.i.valid & self.i.ready
+        m.d.comb += self.i.ready.eq(~full)
         last_column = column == COLUMNS - 1
         last_row = row == arith.POOL_KERNEL - 1
-        m.d.sync += full.eq(self.i.valid & last_column & last_row)
-        with m.If(self.i.valid):
+        m.d.sync += full.eq(taken & last_column & last_row)
+        with m.If(taken):
             m.d.sync += column.eq(Mux(last_column, 0, column + 1))
             with m.If(last_column):
                 m.d.sync += row.eq(Mux(last_row, 0, row + 1))
-        with m.If(self.layer_start):
-            m.d.sync += Cat(column, row).eq(0)
-        sums = self._sum(m, column, (column == 0) & (row == 0))
+        sums = self._sum(m, column, full)
         self._emit(m, full, sums)
         return m
 
-    def _sum(self, m: Module, column: Signal, first: object) -> list[Signal]:
+    def _sum(self, m: Module, column: Signal, full: Signal) -> list[Signal]:
         """Adds a memory word to the windows that hold its pixels; sums in the residuals' order."""
         g = self._geometry
         lanes, width = g.pixel_lanes, g.residual_bits
         bits = width + (arith.POOL_KERNEL**2 - 1).bit_length()
+        # Which pixels of the word a window holds: the same for all channels.
+        masks = {
+            (q, p): self._mask(m, column, q, p) for p in range(lanes) for q in range(lanes)
+        }
         sums = []
         for c in range(g.residual_channels):
             pixels = [
@@ -85,21 +90,38 @@ class Pool(wiring.Component):
                 for q in range(lanes)
             ]
             for p in range(lanes):
-                total = Signal(signed(bits), name=f"sum{c}_{p}")
-                parts = [Mux(first, 0, total)]
-                for q, pixel in enumerate(pixels):
-                    held = [
-                        (column == w) & (self.record.pad_left == pad)
-                        for w in range(COLUMNS)
-                        for pad in (0, 1)
-                        if covers(w, q, p, lanes, pad)
-                    ]
-                    if held:
-                        parts.append(Mux(Cat(*held).any(), pixel, 0))
-                with m.If(self.i.valid):
-                    m.d.sync += total.eq(sum(parts[1:], parts[0]))
+                total = Signal(signed(bits), name=f"total{c}_{p}")
+                with m.If(full):
+                    m.d.sync += total.eq(0)
+                with m.Elif(self.i.valid):
+                    m.d.sync += total.eq(total + self._part(m, pixels, masks, p, f"{c}_{p}"))
                 sums.append(total)
         return sums
+
+    def _mask(self, m: Module, column: Signal, q: int, p: int) -> Signal:
+        mask = Signal(name=f"mask{q}_{p}")
+        held = [
+            (column == w) & (self.record.pad_left == pad)
+            for w in range(COLUMNS)
+            for pad in (0, 1)
+            if covers(w, q, p, self._geometry.pixel_lanes, pad)
+        ]
+        m.d.comb += mask.eq(Cat(*held).any())
+        return mask
+
+    def _part(self, m: Module, pixels: list, masks: dict, p: int, name: str) -> Signal:
+        """The pixels of a word that window p holds."""
+        parts = [Mux(masks[q, p], pixel, 0) for q, pixel in enumerate(pixels)]
+        part = Signal(signed(self._geometry.residual_bits + len(parts)), name=f"part{name}")
+        if len(pixels) == 2:
+            # Never one pixel and then the other: the sum is shared by both windows.
+            both, one = masks[0, p] & masks[1, p], Mux(masks[0, p], pixels[0], pixels[1])
+            m.d.comb += part.eq(
+                Mux(both, pixels[0] + pixels[1], Mux(masks[0, p] | masks[1, p], one, 0))
+            )
+        else:
+            m.d.comb += part.eq(sum(parts[1:], parts[0]))
+        return part
 
     def _emit(self, m: Module, full: Signal, sums: list[Signal]) -> None:
         g, r = self._geometry, self.record
@@ -107,21 +129,16 @@ class Pool(wiring.Component):
         drain = [Signal(s.shape(), name=f"drain{i}") for i, s in enumerate(sums)]
         left = Signal(range(count + 1))
         short_row, first_column, row_end, tile_last = (Signal() for _ in range(4))
-        m.submodules.tiles = tiles = TileCounter(g)
-        m.d.comb += [
-            tiles.record.eq(r),
-            tiles.restart.eq(self.layer_start),
-            tiles.step.eq(full),
-        ]
+        m.d.comb += self.tile_step.eq(full)
         with m.If(full):
             m.d.sync += [d.eq(s) for d, s in zip(drain, sums, strict=True)]
             m.d.sync += [
                 left.eq(count),
-                first_column.eq(tiles.first_column),
-                row_end.eq(tiles.row_end),
-                tile_last.eq(tiles.row_end & tiles.last_row),
+                first_column.eq(self.tile.first_column),
+                row_end.eq(self.tile.row_end),
+                tile_last.eq(self.tile.row_end & self.tile.last_row),
                 short_row.eq(
-                    (r.short_top & tiles.first_row) | (r.short_bottom & tiles.last_row)
+                    (r.short_top & self.tile.first_row) | (r.short_bottom & self.tile.last_row)
                 ),
             ]
         with m.Elif(left != 0):

@@ -7,9 +7,13 @@ from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
 from compiler import arith
-from compiler.geometry import Geometry
+from compiler.geometry import POOL_SHIFT, Geometry
 from hw.layout import memory_read, memory_write, struct
 from hw.lanes import Lanes
+
+
+STEPS_PER_CYCLE = 2
+"""Comparisons of the restoring division done in one cycle."""
 
 
 def value_layout(geometry: Geometry) -> data.StructLayout:
@@ -34,6 +38,10 @@ def pooled_bits(geometry: Geometry) -> int:
     return geometry.residual_bits + (arith.POOL_UNIT - 1).bit_length()
 
 
+TILE = data.StructLayout({"first_column": 1, "row_end": 1, "first_row": 1, "last_row": 1})
+"""Whether a tile is the first / last of its row, in the first / last row."""
+
+
 class TileCounter(wiring.Component):
     """Where in a group of tiles one is.
 
@@ -42,8 +50,7 @@ class TileCounter(wiring.Component):
     record : In
     restart : In(1), back to the group's first tile
     step : In(1), on to the next tile, wrapping at the end of the group
-    first_column, row_end : Out(1), first / last tile of a row
-    first_row, last_row : Out(1)
+    o : Out(`TILE`)
     """
 
     def __init__(self, geometry: Geometry) -> None:
@@ -52,10 +59,7 @@ class TileCounter(wiring.Component):
                 "record": In(struct(geometry.record_fields)),
                 "restart": In(1),
                 "step": In(1),
-                "first_column": Out(1),
-                "row_end": Out(1),
-                "first_row": Out(1),
-                "last_row": Out(1),
+                "o": Out(TILE),
             }
         )
 
@@ -63,15 +67,15 @@ class TileCounter(wiring.Component):
         m = Module()
         column, row = Signal(8), Signal(9)
         m.d.comb += [
-            self.first_column.eq(column == 0),
-            self.row_end.eq(column == self.record.tiles_less),
-            self.first_row.eq(row == 0),
-            self.last_row.eq(row == self.record.height_out_less),
+            self.o.first_column.eq(column == 0),
+            self.o.row_end.eq(column == self.record.tiles_less),
+            self.o.first_row.eq(row == 0),
+            self.o.last_row.eq(row == self.record.height_out_less),
         ]
         with m.If(self.step):
-            m.d.sync += column.eq(column + 1)
-            with m.If(self.row_end):
-                m.d.sync += [column.eq(0), row.eq(Mux(self.last_row, 0, row + 1))]
+            m.d.sync += column.eq(Mux(self.o.row_end, 0, column + 1))
+            with m.If(self.o.row_end):
+                m.d.sync += row.eq(Mux(self.o.last_row, 0, row + 1))
         with m.If(self.restart):
             m.d.sync += Cat(column, row).eq(0)
         return m
@@ -80,7 +84,7 @@ class TileCounter(wiring.Component):
 class ResidualPointer(wiring.Component):
     """Address of the next memory word of residuals, in the order tiles take them.
 
-    A tile's words lie ``res_plane`` apart, tiles one after the other, groups behind each other.
+    A tile's words lie ``res_plane`` apart; tiles, and then groups, follow one another.
 
     Members
     -------
@@ -92,7 +96,6 @@ class ResidualPointer(wiring.Component):
     """
 
     def __init__(self, geometry: Geometry) -> None:
-        self._bits = geometry.address_bits
         super().__init__(
             {
                 "record": In(struct(geometry.record_fields)),
@@ -106,20 +109,13 @@ class ResidualPointer(wiring.Component):
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
-        tile, group, following = (Signal(self._bits) for _ in range(3))
-        beyond = Signal(self._bits)
-        m.d.comb += beyond.eq(self.address + self.record.res_plane)
-        behind = Mux(tile == group, beyond, following)
+        r = self.record
+        # A group's last word is the last of its plane, and the next plane follows.
+        step = Mux(self.word_last, Mux(self.tile_last, 1, r.res_back), r.res_plane)
         with m.If(self.layer_start):
-            m.d.sync += [x.eq(self.record.res_base) for x in (self.address, tile, group)]
-        with m.Elif(self.step & ~self.word_last):
-            m.d.sync += self.address.eq(beyond)
+            m.d.sync += self.address.eq(r.res_first)
         with m.Elif(self.step):
-            m.d.sync += following.eq(behind)
-            target = Mux(self.tile_last, behind, tile + 1)
-            m.d.sync += [self.address.eq(target), tile.eq(target)]
-            with m.If(self.tile_last):
-                m.d.sync += group.eq(behind)
+            m.d.sync += self.address.eq(self.address + step)
         return m
 
 
@@ -128,7 +124,7 @@ class Requantiser(wiring.Component):
 
     Each value passes: bias and shift (`arith.shift`), residual addition (`arith.add_residual`),
     and the restoring division of its staircase (`arith.restoring_division`), one value a cycle,
-    ``2 + 1 + activation_bits`` cycles. A tile takes `Geometry.tile_cycles`.
+    two cycles and one for each two bits of activation. A tile takes `Geometry.tile_cycles`.
 
     Memory accesses of the residual stream are not held up by anything: `gate` lets tiles start only on
     multiples of `Geometry.phase_cycles`, on which reads and writes of residuals never meet. Writes
@@ -144,7 +140,8 @@ class Requantiser(wiring.Component):
     layer_start : In(1), strobe
     start : In(1), a tile's last step is issued (see `hw.fetch.StepIssue`)
     gate : Out(1), a tile's last step may be issued
-    accumulators, captured : In, from the lanes
+    sums, captured : In, from the lanes
+    tile : In(`TILE`), of the tile being taken; tile_step : Out(1), it is done
     byte_valid, byte : In, one pixel of one channel; byte_ready : Out, it has been taken
     pooled : In, a pooling window's sum times 36/count; pooled_place : In(`value_layout`)
     param_address : Out, param_data : In, one cycle later
@@ -160,7 +157,7 @@ class Requantiser(wiring.Component):
         self._geometry = g = geometry
         lead = Lanes.latency - g.param_words - 1
         if lead < 0 or g.channel_cycles < 2:
-            raise ValueError(f"param_words must be 2 or 3, not {g.param_words}")
+            raise ValueError(f"param_words must be 2, not {g.param_words}")
         if (3 + g.pixel_lanes - g.channel_cycles) % g.phase_cycles == 0:
             raise ValueError("residual reads and writes would meet in this geometry")
         self._lead = lead
@@ -176,7 +173,9 @@ class Requantiser(wiring.Component):
                 "layer_start": In(1),
                 "start": In(1),
                 "gate": Out(1),
-                "accumulators": In(sums),
+                "sums": In(sums),
+                "tile": In(TILE),
+                "tile_step": Out(1),
                 "captured": In(1),
                 "byte_valid": In(1),
                 "byte": In(8),
@@ -206,8 +205,8 @@ class Requantiser(wiring.Component):
         place, read_slot = self._sequence(m, begin)
         delayed = self._delay(m, place, g.param_words + 1, "place")
         param = self._params(m, read_slot)
-        moved, at_b, param_b = self._move(m, delayed[-1], param)
-        x, at_c, param_c = self._add(m, delayed[-2], moved, at_b, param_b)
+        moved = self._move(m, delayed[-1], param)
+        x, at_c, param_c = self._add(m, delayed[-3], moved, delayed[-1], param)
         q, at_q = self._divide(m, x, at_c, param_c)
         self._write_residuals(m, x, at_c, param_c)
         self._write_activations(m, q, at_q)
@@ -263,13 +262,10 @@ class Requantiser(wiring.Component):
         index = Signal(range(max(size, 2)))
         slow = self.input_mode | r.last
         final_slot, final_channel = Signal(), Signal()
-        m.submodules.tiles = tiles = TileCounter(g)
-        self._tile_last = tile_last = tiles.row_end & tiles.last_row
+        self._tile_last = tile_last = self.tile.row_end & self.tile.last_row
         done = self._sequence_done
         m.d.comb += [
-            tiles.record.eq(r),
-            tiles.restart.eq(self.layer_start),
-            tiles.step.eq(done & ~self.input_mode),
+            self.tile_step.eq(done & ~self.input_mode),
             final_slot.eq((slot == cycles - 1) & ~(slow & waiting)),
             final_channel.eq((channel == g.output_lanes - 1) | self.input_mode),
             done.eq(running & final_slot & final_channel),
@@ -306,12 +302,12 @@ class Requantiser(wiring.Component):
             place.valid.eq(running & (slot < lanes) & ~(slow & (slot != 0))),
             place.shift.eq(running & (slot < lanes) & ((slot != cycles - 1) | final_slot)),
             place.pixel.eq(slot),
-            place.fits.eq(~tiles.row_end | (slot <= r.tail_less)),
+            place.fits.eq(~self.tile.row_end | (slot <= r.tail_less)),
             place.word_first.eq((in_word == 0) & (slot == 0)),
             place.word_end.eq((in_word == g.residual_channels - 1) & (slot == lanes - 1)),
             place.word_last.eq(channel >= g.output_lanes - g.residual_channels),
             place.tile_end.eq(channel == g.output_lanes - 1),
-            place.row_end.eq(tiles.row_end),
+            place.row_end.eq(self.tile.row_end),
             place.tile_last.eq(tile_last),
         ]
         read_slot = Signal(data.StructLayout({"valid": 1, "slot": range(cycles)}))
@@ -330,50 +326,48 @@ class Requantiser(wiring.Component):
             m.d.sync += param.as_value().eq(Cat(*parts, self.param_data))
         return param
 
-    def _move(self, m: Module, place: data.View, param: data.View) -> tuple:
-        """Bias and shift. The value is an accumulator, a pooled sum, or a pixel."""
+    def _move(self, m: Module, place: data.View, param: data.View) -> Signal:
+        """Bias and shift of this cycle's value: an accumulator, a pooled sum, or a pixel."""
         g, r = self._geometry, self.record
         drain = [
-            Signal(signed(g.accumulator_bits), name=f"drain{i}")
+            Signal(signed(g.accumulator_bits), name=f"drain{i}", reset_less=True)
             for i in range(g.output_lanes * g.pixel_lanes)
         ]
         with m.If(self.captured):
-            m.d.sync += [d.eq(self.accumulators[i]) for i, d in enumerate(drain)]
+            m.d.sync += [d.eq(self.sums[i]) for i, d in enumerate(drain)]
         with m.Elif(place.shift):
             m.d.sync += Cat(*drain).eq(Cat(*drain[1:]))
-        at = Signal(value_layout(g))
-        value, total = Signal(signed(self.value_bits)), Signal(signed(self.value_bits + 1))
-        moved = Signal(signed(self.value_bits + 1 + g.max_left_shift))
-        param_b = Signal(param.shape())
-        bias = Mux(r.pool, r.rounding, param.bias)
-        m.d.comb += value.eq(
-            Mux(self.input_mode, self.byte, Mux(r.pool, self.pooled, drain[0]))
-        )
-        m.d.comb += total.eq(value + bias)
+        with m.If(self.input_mode):
+            m.d.sync += drain[0].eq(self.byte)
+        total = Signal(signed(self.value_bits + 1))
+        value = Mux(r.pool, self.pooled, drain[0])
+        m.d.comb += total.eq(value + Mux(r.pool, r.rounding, param.bias))
+        aligned = Signal(signed(self.value_bits + 1))
+        m.d.comb += aligned.eq(Mux(r.pool, total >> POOL_SHIFT, total))
+        moved = Signal(signed(max(self.value_bits, g.accumulator_bits + 1 + g.max_left_shift)))
         down = Mux(self.input_mode, g.max_left_shift, r.down)
-        m.d.sync += [
-            moved.eq((total << g.max_left_shift) >> down),
-            at.eq(Mux(r.pool, self.pooled_place.as_value(), place.as_value())),
-            param_b.eq(param),
-        ]
-        return moved, at, param_b
+        m.d.comb += moved.eq((aligned << g.max_left_shift) >> down)
+        return moved
 
     def _add(
-        self, m: Module, early: data.View, moved: Signal, at: data.View, param: data.View
+        self, m: Module, early: data.View, moved: Signal, place: data.View, param: data.View
     ) -> tuple:
-        """Residual addition, saturating. ``early`` is the place one cycle before `_move`."""
+        """Residual addition, saturating. ``early`` is the place two cycles before."""
         g, r = self._geometry, self.record
         width = g.residual_bits
+        at = Signal(place.shape())
+        m.d.comb += at.eq(Mux(r.pool, self.pooled_place.as_value(), place.as_value()))
         group = Signal(8)
         with m.If(self.layer_start):
             m.d.sync += group.eq(0)
         with m.Elif(self._sequence_done & self._tile_last):
             m.d.sync += group.eq(group + 1)
-        # The tile's group is looked at when its words are read; the next tile's sequence may have
-        # begun by then only if it is of the same or the next group, so the flag travels along.
-        reads = Signal()
-        m.d.comb += reads.eq(group < r.residual_groups)
-        reading = self._delay(m, reads, g.param_words, "reads")[-1]
+        # The next group's sequence may begin before this one's last word is read.
+        reading = group < r.residual_groups
+        if g.param_words > 1:
+            reads = Signal(g.param_words - 1)
+            m.d.sync += reads.eq(Cat(reading, reads))
+            reading = reads[-1]
         m.submodules.read_pointer = pointer = ResidualPointer(g)
         event, loading, loads_zero = Signal(), Signal(), Signal()
         m.d.comb += [
@@ -386,7 +380,7 @@ class Requantiser(wiring.Component):
             self.residual_read.valid.eq(event & reading),
             self.residual_read.address.eq(pointer.address),
         ]
-        m.d.sync += [loading.eq(event), loads_zero.eq(~reading)]
+        m.d.sync += [loading.eq(event), loads_zero.eq(~reading | self.input_mode)]
         stream = Signal(g.residual_lanes * width)
         with m.If(loading):
             m.d.sync += stream.eq(Mux(loads_zero, 0, self.residual_read.data))
@@ -396,11 +390,11 @@ class Requantiser(wiring.Component):
         total = Signal(signed(len(moved) + 1))
         m.d.comb += total.eq(moved + r0)
         low, high = -(1 << (width - 1)), (1 << (width - 1)) - 1
-        over = Signal()
-        sign = total[-1]
-        m.d.comb += over.eq(r.residual & (total[width - 1 :] != sign.replicate(len(total) - width + 1)))
-        x = Signal(signed(self.x_bits))
-        at_c, param_c = Signal(at.shape()), Signal(param.shape())
+        sign, over = total[-1], Signal()
+        outside = total[width - 1 :] != sign.replicate(len(total) - width + 1)
+        m.d.comb += over.eq(r.residual & outside)
+        x = Signal(signed(self.x_bits), reset_less=True)
+        at_c, param_c = Signal(at.shape()), Signal(param.shape(), reset_less=True)
         m.d.sync += [
             x.eq(Mux(over, Mux(sign, low, high), total)),
             at_c.eq(at),
@@ -412,7 +406,8 @@ class Requantiser(wiring.Component):
         """The staircase: 2**F * (gain * x) - offset, then one comparison a cycle."""
         g = self._geometry
         b = g.activation_bits
-        turned = Mux(param.gain[0], x, Mux(param.gain[1], ~x, 0))
+        turned = Signal(signed(self.x_bits))
+        m.d.comb += turned.eq(Mux(param.gain[0], x, Mux(param.gain[1], ~x, 0)))
         y, d = Signal(signed(self.dividend_bits)), Signal(g.divisor_bits)
         place, q = Signal(at.shape()), Signal(b)
         keep = Signal()
@@ -431,17 +426,20 @@ class Requantiser(wiring.Component):
             ),
         ]
         for j in range(b - 1, -1, -1):
-            rest, bit = Signal(signed(self.dividend_bits + 1)), Signal()
+            rest, bit = Signal(signed(self.dividend_bits + 1), name=f"rest{j}"), Signal(name=f"bit{j}")
             m.d.comb += [rest.eq(y - (d << j)), bit.eq(~rest[-1])]
-            y_next, d_next = Signal(y.shape(), name=f"y{j}"), Signal(d.shape(), name=f"d{j}")
-            q_next, place_next = Signal(b, name=f"q{j}"), Signal(at.shape(), name=f"place{j}")
-            m.d.sync += [
-                y_next.eq(Mux(bit, rest, y)),
-                d_next.eq(d),
-                q_next.eq(Cat(bit, q)),
-                place_next.eq(place),
-            ]
-            y, d, q, place = y_next, d_next, q_next, place_next
+            after = Signal(y.shape(), name=f"after{j}")
+            m.d.comb += after.eq(Mux(bit, rest, y))
+            y, q = after, Cat(bit, q)[:b]
+            if (b - j) % STEPS_PER_CYCLE == 0 or j == 0:
+                registers = []
+                for value, name in ((y, "y"), (d, "d"), (q, "q")):
+                    registers.append(Signal.like(value, name=f"{name}{j}", reset_less=True))
+                    m.d.sync += registers[-1].eq(value)
+                y, d, q = registers
+                following = Signal(at.shape(), name=f"place{j}")
+                m.d.sync += following.eq(place)
+                place = following
         return q, place
 
     def _write_residuals(self, m: Module, x: Signal, at: data.View, param: data.View) -> None:
@@ -480,7 +478,7 @@ class Requantiser(wiring.Component):
         packed = [Signal(part - b, name=f"packed{p}") for p in range(lanes)]
         held = [Signal(part, name=f"held{p}") for p in range(lanes)]
         pending, address = Signal(lanes), Signal(g.address_bits)
-        tile, plane = Signal(g.address_bits), Signal(g.address_bits)
+        tile, plane, beyond = (Signal(g.address_bits) for _ in range(3))
         chunk, held_chunk = Signal(range(max(chunks, 2))), Signal(range(max(chunks, 2)))
         useful = at.valid & r.requantise & ~self.input_mode
         for p in range(lanes):
@@ -488,19 +486,17 @@ class Requantiser(wiring.Component):
                 m.d.sync += packed[p].eq(Cat(packed[p], q)[b:])
                 with m.If(at.tile_end):
                     m.d.sync += [held[p].eq(Cat(packed[p], q)), pending[p].eq(at.fits)]
+        m.d.comb += beyond.eq(tile + Mux(at.row_end, r.tail_less + 1, lanes))
         with m.If(useful & at.tile_end & (at.pixel == 0)):
-            m.d.sync += [
-                address.eq(tile),
-                held_chunk.eq(chunk),
-                tile.eq(tile + Mux(at.row_end, r.tail_less + 1, lanes)),
-            ]
-            with m.If(at.tile_last):
-                m.d.sync += [chunk.eq(chunk + 1), tile.eq(plane)]
+            m.d.sync += [address.eq(tile), held_chunk.eq(chunk), tile.eq(beyond)]
+            with m.If(at.tile_last):  # the next group's part of the same words, or the next plane
+                m.d.sync += chunk.eq(Mux(chunk == chunks - 1, 0, chunk + 1))
                 with m.If(chunk == chunks - 1):
-                    beyond = plane + r.out_plane
-                    m.d.sync += [chunk.eq(0), plane.eq(beyond), tile.eq(beyond)]
+                    m.d.sync += plane.eq(beyond)
+                with m.Else():
+                    m.d.sync += tile.eq(plane)
         with m.If(self.layer_start):
-            m.d.sync += [tile.eq(r.out_base), plane.eq(r.out_base), chunk.eq(0)]
+            m.d.sync += [tile.eq(r.out_first), plane.eq(r.out_first), chunk.eq(0)]
         m.d.comb += [port.valid.eq(pending.any()), self.writing.eq(pending.any())]
         for p in reversed(range(lanes)):
             with m.If(pending[p]):

@@ -22,11 +22,14 @@ class InputWriter(wiring.Component):
     that no channel uses, hold the zero point. The map has two words of guard at either end; see
     `compiler.schedule`.
 
+    One lane a cycle: a pixel takes 3 * slices cycles for each of its lanes, which the host's link
+    hides.
+
     Members
     -------
     header : In
     start : In(1), strobe, an image begins
-    q : In(8), q_valid : In(1), strobe: a channel of a pixel, channels first, then x, then y
+    q : In(8), q_valid : In(1), strobe: a channel of a pixel, channels first, then x, then y; stays
     ready : Out(1), the next one may come
     done : Out(1), strobe, the image is written
     memory : Out(memory_write)
@@ -49,52 +52,57 @@ class InputWriter(wiring.Component):
     def elaborate(self, platform: object) -> Module:
         m = Module()
         g, h = self._geometry, self.header
-        lanes = [Signal(arith.INPUT_BITS, name=f"lane{i}") for i in range(g.tap_lanes)]
-        channel, column, left = Signal(4), Signal(9), Signal(24)
-        real, ending = Signal(), Signal()  # the pixel exists; the last one has been taken
-        word, slice_first = Signal(g.address_bits), Signal(g.address_bits)
+        # The last column takes the lanes that are left over.
+        spare = g.word_channels - COLUMNS * g.tap_lanes
+        lane, last_lane = Signal(range(g.tap_lanes + spare)), g.tap_lanes + spare - 1
+        column, left = Signal(9), Signal(24)
+        real, ending = Signal(), Signal()  # the pixel exists; the one behind the last is written
+        pixel_word, word = Signal(g.address_bits), Signal(g.address_bits)
         slot = Signal(range(COLUMNS))
         slices = arith.num_slices(arith.INPUT_BITS, g.activation_bits)
         slice_ = Signal(range(max(slices, 2)))
 
         with m.FSM():
             with m.State("idle"):
-                m.d.sync += [lane.eq(h.zero) for lane in lanes]
                 m.d.sync += [
-                    word.eq(h.base - 1),
-                    slice_first.eq(h.base - 1),
+                    pixel_word.eq(h.base - 2),
+                    word.eq(h.base - 2),
                     left.eq(h.pixels),
-                    Cat(channel, column, real, ending, slot, slice_).eq(0),
+                    Cat(lane, column, real, ending, slot, slice_).eq(0),
                 ]
                 with m.If(self.start):
                     m.next = "write"  # the pixel before the first: all padding
             with m.State("take"):
                 m.d.comb += self.ready.eq(1)
+                m.d.sync += real.eq(1)
                 with m.If(self.q_valid):
-                    m.d.sync += Array(lanes)[channel].eq(self.q)
-                    m.d.sync += [channel.eq(channel + 1), left.eq(left - 1), real.eq(1)]
-                    with m.If(channel == h.channels):
-                        m.d.sync += channel.eq(0)
-                        m.next = "write"
+                    m.d.sync += left.eq(left - 1)
+                    m.next = "write"
             with m.State("write"):
                 m.d.comb += self.memory.valid.eq(1)
                 with m.If(self.memory.ready):
-                    m.d.sync += slot.eq(slot + 1)
+                    m.d.sync += [slot.eq(slot + 1), word.eq(word + 1)]
                     with m.If(slot == COLUMNS - 1):
                         m.d.sync += [
                             slot.eq(0),
                             slice_.eq(slice_ + 1),
-                            word.eq(word + h.plane),
+                            word.eq(word + h.plane - (COLUMNS - 1)),
                         ]
                         with m.If(slice_ == slices - 1):
-                            m.d.sync += slice_.eq(0)
-                            m.next = "next"
+                            m.d.sync += [slice_.eq(0), word.eq(pixel_word), lane.eq(lane + 1)]
+                            with m.If(real & (lane < h.channels)):
+                                m.next = "take"
+                            with m.Elif(lane == last_lane):
+                                m.next = "next"
             with m.State("next"):
-                m.d.sync += [lane.eq(h.zero) for lane in lanes]
-                m.d.sync += [word.eq(slice_first + 1), slice_first.eq(slice_first + 1)]
+                m.d.sync += [
+                    lane.eq(0),
+                    word.eq(pixel_word + 1),
+                    pixel_word.eq(pixel_word + 1),
+                    real.eq(0),
+                ]
                 with m.If(real):
                     m.d.sync += column.eq(Mux(column == h.width, 0, column + 1))
-                m.d.sync += real.eq(0)
                 with m.If(left != 0):
                     m.next = "take"
                 with m.Elif(~ending):
@@ -104,27 +112,22 @@ class InputWriter(wiring.Component):
                     m.d.comb += self.done.eq(1)
                     m.next = "idle"
 
-        # A row's first pixel is nobody's right column, its last nobody's left.
-        beyond = ~real | ((slot == 0) & (column == 0)) | ((slot == 2) & (column == h.width))
+        # Slot 0 is the word to the left, where the pixel is the right column. A row's first pixel
+        # is nobody's right column, its last nobody's left.
+        padding = (
+            ~real
+            | (lane > h.channels)
+            | ((slot == 0) & (column == 0))
+            | ((slot == COLUMNS - 1) & (column == h.width))
+        )
         width = slices * g.activation_bits
-        digits = [
-            Cat(Mux(beyond, h.zero, lane), Const(0, width - arith.INPUT_BITS)) for lane in lanes
-        ]
-        rest = g.word_channels - COLUMNS * g.tap_lanes
-        zero = Cat(h.zero, Const(0, width - arith.INPUT_BITS))
-        words = [
-            Cat(
-                *(d.word_select(s, g.activation_bits) for d in digits * COLUMNS),
-                *(zero.word_select(s, g.activation_bits) for _ in range(rest)),
-            )
-            for s in reversed(range(slices))
-        ]
-        tap = (1 << g.tap_lanes) - 1
-        right = tap << 2 * g.tap_lanes | ((1 << rest) - 1) << COLUMNS * g.tap_lanes
-        masks = [Const(mask, g.word_channels) for mask in (right, tap << g.tap_lanes, tap)]
+        value = Cat(Mux(padding, h.zero, self.q), Const(0, width - arith.INPUT_BITS))
+        digits = [value.word_select(s, g.activation_bits) for s in reversed(range(slices))]
+        first = [Const(1 << (COLUMNS - 1 - i) * g.tap_lanes, g.word_channels) for i in range(COLUMNS)]
+        inside = (lane < g.tap_lanes) | (slot == 0)
         m.d.comb += [
-            self.memory.address.eq(word + slot - 1),
-            self.memory.data.eq(Array(words)[slice_]),
-            self.memory.mask.eq(Array(masks)[slot]),
+            self.memory.address.eq(word),
+            self.memory.data.eq(Array(digits)[slice_].replicate(g.word_channels)),
+            self.memory.mask.eq(Mux(inside, Array(first)[slot] << lane, 0)),
         ]
         return m

@@ -1,1 +1,1 @@
-"""Simulation: cocotb benches, stream drivers, vendor cell models and the runner that builds them."""
+"""Simulation: cocotb benches, stream drivers, models of vendor cells and their runner."""

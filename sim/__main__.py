@@ -10,6 +10,7 @@ import pkgutil
 import sys
 import time
 import traceback
+import warnings
 from collections.abc import Callable, Sequence
 from types import ModuleType
 
@@ -33,6 +34,7 @@ def _bench_module(name: str) -> ModuleType:
 
 def run(args: argparse.Namespace) -> int:
     """Build each named block (all without a name) and run its bench; the first failure stops."""
+    from amaranth.hdl import UnusedElaboratable
     from rich.console import Console
 
     from sim.runner import Simulation, default_seed
@@ -43,6 +45,8 @@ def run(args: argparse.Namespace) -> int:
             f"BLOCK must be one of {', '.join(known)}, not {args.block!r}",
             hint="python -m sim list",
         )
+    # After a failure or Ctrl-C the designs not reached are never elaborated, which is no fault.
+    warnings.filterwarnings("ignore", category=UnusedElaboratable)
     seed = default_seed() if args.seed is None else args.seed
     console = Console(stderr=args.json)
     report = {}
@@ -77,7 +81,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def list_blocks(args: argparse.Namespace) -> int:
+def list_blocks(_args: argparse.Namespace) -> int:
     """Print the blocks that have a bench, with what it says of itself."""
     for name in benches():
         summary = (_bench_module(name).__doc__ or "").strip().splitlines()[0]

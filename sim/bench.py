@@ -12,8 +12,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 PARAMETERS_VARIABLE = "SIGNUM_BENCH"
 """Environment variable: the JSON file of parameters; `arrays.npz` beside it holds the arrays."""
 
@@ -22,25 +20,32 @@ VALUES_VARIABLE = "SIGNUM_BENCH_VALUES"
 
 
 def save(path: Path, values: Mapping[str, Any]) -> None:
-    """Write values to `path` (JSON) and arrays to its `.npz` twin."""
-    arrays = {key: value for key, value in values.items() if isinstance(value, np.ndarray)}
+    """Write values to `path` (JSON) and arrays, if there are any, to its `.npz` twin."""
+    arrays = {key: value for key, value in values.items() if hasattr(value, "__array_interface__")}
+    arrays = {key: value for key, value in arrays.items() if value.shape}
     plain = {key: value for key, value in values.items() if key not in arrays}
     path.write_text(json.dumps(plain, indent=1, default=_plain))
-    np.savez(path.with_suffix(".npz"), **arrays)
+    if arrays:
+        import numpy as np  # a bench without arrays starts faster without numpy
+
+        np.savez(path.with_suffix(".npz"), **arrays)
 
 
 def load(path: Path) -> dict[str, Any]:
     """Read back what `save` wrote; an absent file reads as nothing."""
     if not path.exists():
         return {}
-    values = json.loads(path.read_text())
-    with np.load(path.with_suffix(".npz"), allow_pickle=False) as arrays:
-        values.update(arrays)
+    values: dict[str, Any] = json.loads(path.read_text())
+    if path.with_suffix(".npz").exists():
+        import numpy as np
+
+        with np.load(path.with_suffix(".npz"), allow_pickle=False) as arrays:
+            values.update(arrays)
     return values
 
 
 def _plain(value: object) -> object:
-    if isinstance(value, np.integer | np.floating | np.bool_):
+    if hasattr(value, "__array_interface__") and hasattr(value, "item"):
         return value.item()
     if isinstance(value, Path):
         return str(value)
@@ -62,7 +67,7 @@ def publish(**values: Any) -> None:
 
 def start_clock(signal: Any, frequency_mhz: float = 100.0) -> Any:
     """Drive a clock from compiled code (not Python) and return it; the period is even in ps."""
-    from cocotb.clock import Clock  # noqa: PLC0415 (importable in a simulator only)
+    from cocotb.clock import Clock  # importable in a simulator only
 
     period_ps = 2 * round(500_000 / frequency_mhz)
     clock = Clock(signal, period_ps, unit="ps", impl="gpi")
@@ -72,7 +77,7 @@ def start_clock(signal: Any, frequency_mhz: float = 100.0) -> Any:
 
 async def reset(dut: Any, cycles: int = 2) -> None:
     """Hold `dut.rst` high over some rising edges of `dut.clk`, then return just after one."""
-    from cocotb.triggers import RisingEdge  # noqa: PLC0415 (importable in a simulator only)
+    from cocotb.triggers import RisingEdge  # importable in a simulator only
 
     dut.rst.value = 1
     for _ in range(cycles):

@@ -103,10 +103,10 @@ class _Port:
         self.clock = dut.clk if clock is None else clock
         self.stall = stall
         self.valid = getattr(dut, f"{name}__valid")
-        self.ready = getattr(dut, f"{name}__ready", None)
-        self.payload = getattr(dut, f"{name}__payload", None)
+        self.ready: Any = getattr(dut, f"{name}__ready", None)
+        self.payload: Any = getattr(dut, f"{name}__payload", None)
         # A one-bit signal is a scalar to cocotb, and has no length.
-        self.width = len(self.payload) if hasattr(self.payload, "__len__") else 1
+        self.width: int = getattr(self.payload, "__len__", lambda: 1)()
         seed = cocotb.RANDOM_SEED if seed is None else seed
         self.rng = random.Random(f"{seed}/{name}")
 
@@ -307,7 +307,9 @@ def first_difference(expected: Sequence[int], got: Sequence[int]) -> str:
     """
     if len(expected) != len(got):
         return f"{len(expected)} words expected, {len(got)} got"
-    faults = [index for index, pair in enumerate(zip(expected, got, strict=True)) if len({*pair}) > 1]
+    faults = [
+        index for index, pair in enumerate(zip(expected, got, strict=True)) if len({*pair}) > 1
+    ]
     if not faults:
         return ""
     shown = ", ".join(f"[{i}] expected {expected[i]} got {got[i]}" for i in faults[:4])

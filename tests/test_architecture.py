@@ -1,4 +1,4 @@
-"""The rules of the architecture, read from the syntax trees: who may import whom, and what is out."""
+"""The rules of the architecture, read from the syntax trees: imports, and what is out."""
 
 from __future__ import annotations
 
@@ -72,10 +72,14 @@ def test_imports_follow_the_architecture(file):
     tree = tree_of(file)
     names = siblings(imports_of(tree, file), package)
     if package == "compiler" and file.name == "__main__.py":
-        top_level = ast.Module([node for node in tree.body if not isinstance(node, DEFINITIONS)], [])
+        top_level = ast.Module(
+            [node for node in tree.body if not isinstance(node, DEFINITIONS)], []
+        )
         names = siblings(imports_of(top_level, file), package)
     wrong = {name for name in names if not covered(name, MAY_IMPORT[package])}
-    assert not wrong, f"{file} must import nothing beyond {MAY_IMPORT[package]}, and imports {wrong}"
+    assert not wrong, (
+        f"{file} must import nothing beyond {MAY_IMPORT[package]}, and imports {wrong}"
+    )
 
 
 def forbidden(node: ast.AST, file: Path) -> str:
@@ -145,8 +149,9 @@ def products_in_circuits(tree: ast.Module):
             counters = loop_variables(function)
             for node in ast.walk(function):
                 match node:
-                    case ast.BinOp(op=ast.Mult(), left=left, right=right) | ast.AugAssign(
-                        op=ast.Mult(), target=left, value=right
+                    case (
+                        ast.BinOp(op=ast.Mult(), left=left, right=right)
+                        | ast.AugAssign(op=ast.Mult(), target=left, value=right)
                     ):
                         if not any(plainly_a_number(side, counters) for side in (left, right)):
                             yield node.lineno
@@ -174,7 +179,7 @@ def plainly_a_number(node: ast.expr, counters: set[str]) -> bool:
         case ast.Call(func=ast.Name(id="len" | "range")):
             return True
         case ast.Name(id=name):
-            return name in counters
+            return name in counters or name.isupper()
         case ast.Attribute(value=ast.Name(id=name)):
             return name in {"g", "geometry"}  # its fields are sizes
         case ast.Attribute(value=ast.Attribute(attr=name)):

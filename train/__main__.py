@@ -48,6 +48,11 @@ def main(arguments: list[str] | None = None) -> int:
             traceback.print_exc()
         console.print(error.report(), markup=False)
         return error.exit_code
+    except OSError as error:  # a full disk, a folder that may not be written
+        if options.verbose >= 2:
+            traceback.print_exc()
+        console.print(f"error: {error}", markup=False)
+        return SignumError.exit_code
     except KeyboardInterrupt:
         if options.verbose >= 2:
             traceback.print_exc()

@@ -62,6 +62,9 @@ class Recipe:
         for name in ("epochs", "batch", "first_cycle"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if not 0 <= self.quantise_from < self.epochs:
+            last = self.epochs - 1
+            raise UsageError(f"quantise_from must be 0 .. {last}, not {self.quantise_from}")
         if not 0 <= self.final_rate <= self.peak_rate:
             raise UsageError(f"final rate must be 0 .. {self.peak_rate:g}, not {self.final_rate:g}")
 

@@ -240,6 +240,7 @@ class Network(nn.Module):
 
     @steps.setter
     def steps(self, steps: dict[str, float] | None) -> None:
+        """Quantise with these from now on; None: float activations."""
         set_steps(self, steps)
 
 

@@ -62,7 +62,7 @@ async def spram_random_access(dut):
 
 @cocotb.test(timeout_time=1, timeout_unit="ms")
 async def spram_power(dut):
-    """Standby keeps the contents and makes no access; power-off loses them and clears the output."""
+    """Standby keeps the contents and makes no access; power-off loses them and gives 0."""
     bench.start_clock(dut.CLOCK)
     dut.STANDBY.value, dut.SLEEP.value, dut.POWEROFF.value = 0, 0, 1
     dut.CHIPSELECT.value, dut.WREN.value, dut.MASKWREN.value = 1, 1, 0xF

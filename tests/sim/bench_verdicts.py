@@ -41,11 +41,6 @@ async def background_fails(dut):
     await Timer(10, "ns")
 
 
-@cocotb.test(skip=True)
-async def skipped(dut):
-    await Timer(1, "ns")
-
-
 @cocotb.test()
 async def dies(dut):
     await Timer(1, "ns")

@@ -1,4 +1,4 @@
-"""Small designs to try the simulator, the runner and the drivers on; some break a rule on purpose."""
+"""Small designs to try runner and drivers on; some break a rule on purpose."""
 
 from __future__ import annotations
 
@@ -30,9 +30,7 @@ class Increment(wiring.Component):
 
     def __init__(self, width, fault=""):
         self._fault = fault
-        super().__init__(
-            {"i": In(stream.Signature(width)), "o": Out(stream.Signature(width))}
-        )
+        super().__init__({"i": In(stream.Signature(width)), "o": Out(stream.Signature(width))})
 
     def elaborate(self, platform):
         m = Module()

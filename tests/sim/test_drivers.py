@@ -1,4 +1,4 @@
-"""The stream drivers: every word once and in order under all stalls, and every broken rule found."""
+"""The stream drivers: each word once and in order under all stalls, each broken rule found."""
 
 from __future__ import annotations
 

@@ -25,9 +25,7 @@ def vendor_cells() -> Path:
 @pytest.mark.parametrize("whose", ["own", "vendor"])
 def test_spram(whose):
     file = MODELS / "SB_SPRAM256KA.v" if whose == "own" else vendor_cells()
-    # The vendor's list of delays names no clock edge that this simulator knows.
-    defines = {} if whose == "own" else {"NO_ICE40_DEFAULT_ASSIGNMENTS": 1}
-    simulation = Simulation.build(file, "SB_SPRAM256KA", defines=defines)
+    simulation = Simulation.build(file, "SB_SPRAM256KA")
     results = simulation.run(
         "tests.sim.bench_cells", test_filter=r"\.spram_", parameters={"own": whose == "own"}
     )

@@ -39,7 +39,6 @@ def test_passed_run(counter):
         (r"\.waits$", "waits failed .1 of 1.: .*Timeout"),
         (r"\.(passes|fails)$", "failed .1 of 2."),
         (r"\.background_fails$", "background_fails failed"),
-        (r"\.skipped$", "must run at least one test, and ran none"),
         (r"\.nothing_of_this_name$", "must run at least one test, and ran none"),
         (r"\.dies$", "must leave a verdict, and left none"),
     ],
@@ -51,6 +50,12 @@ def test_a_run_that_did_not_pass_is_an_error(counter, test_filter, message):
     assert caught.value.exit_code == 5
     assert "seed 9" in str(caught.value)
     assert "run.log" in str(caught.value)
+
+
+@pytest.mark.cocotb
+def test_skipped_bench_is_an_error(counter):
+    with pytest.raises(BenchError, match="must run at least one test, and ran none"):
+        counter.run("tests.sim.bench_skipped")
 
 
 @pytest.mark.cocotb

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compiler import graph as ir
-from compiler.arith import POOL_UNIT, bits_signed, conv_scale, shift
+from compiler.arith import conv_scale
 from compiler.calibrate import calibrate
 from compiler.checkpoint import (
     Checkpoint,
@@ -26,7 +26,7 @@ from compiler.checkpoint import (
     validate,
 )
 from compiler.lower import lower
-from compiler.program import Add, Pool, Program, Tensor
+from compiler.program import Program
 
 Padding = Literal["torch", "matlab", "keras"]
 
@@ -95,31 +95,6 @@ def random_program(seed: int = 0, residual_bits: int | None = 16, **options: Any
     checkpoint = random_checkpoint(seed, **options)
     images = random_images(seed, 32, checkpoint.network.input)
     return lower(ir.build(checkpoint), None, images, residual_bits)
-
-
-def with_residual_bits(program: Program, bits: int) -> Program:
-    """The same Program with narrower residual streams, so that they saturate.
-
-    A pool's answer keeps the width that its source can fill.
-    """
-    widths: dict[str, int] = {}
-    for op in program.ops:
-        if isinstance(op, Add):
-            widths[op.output] = bits
-        elif isinstance(op, Pool):
-            reach = int(shift(POOL_UNIT << (widths[op.source] - 1), -op.right_shift))
-            widths[op.output] = max(bits, bits_signed(-reach, reach - 1))
-
-    def narrowed(tensor: Tensor) -> Tensor:
-        if tensor.name not in widths:
-            return tensor
-        half = 1 << (widths[tensor.name] - 1)
-        return replace(tensor, low=-half, high=half - 1)
-
-    tensors = tuple(map(narrowed, program.tensors))
-    return Program(
-        program.network, program.activation_bits, tensors, program.ops, program.labels
-    ).verify()
 
 
 def _weights(rng: np.random.Generator, network: Network, channel_scales: bool) -> Tensors:

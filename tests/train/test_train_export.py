@@ -11,7 +11,9 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+import train
 from compiler.checkpoint import load, save
+from compiler.datasets import read_digits
 from compiler.errors import CheckpointError
 from train.export import checkpoint_of, network_of
 from train.network import Architecture, Network
@@ -216,3 +218,15 @@ def test_a_scale_for_each_channel_is_refused() -> None:
     checkpoint.tensors["conv0.scale"] = np.full(8, 0.5)
     with pytest.raises(CheckpointError, match=r"conv0.scale must be one number, not \(8,\)"):
         network_of(checkpoint)
+
+
+def test_the_zoos_digits_are_as_good_as_their_card_says() -> None:
+    path = Path(train.__file__).parent / "zoo" / "digits-wrn8-1-a4.pt"
+    digits = read_digits()
+    scores = reference(torch.load(path, weights_only=True), digits.test_images)
+    correct = int((scores.argmax(1) == digits.test_labels).sum())
+    assert correct == 355
+    assert f"{correct / 360:.2%}" in path.with_suffix(".md").read_text()
+    with torch.no_grad():
+        got = network_of(load(path)).double()(torch.from_numpy(digits.test_images))
+    np.testing.assert_allclose(got.numpy(), scores, rtol=0, atol=1e-6)

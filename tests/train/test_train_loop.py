@@ -24,6 +24,7 @@ from train.loop import (
     Progress,
     Recipe,
     cycle_of,
+    deploy,
     learning_rate,
     recompute_moments,
     train,
@@ -41,8 +42,9 @@ def job(**changes: Any) -> Job:
 
 
 @pytest.fixture(autouse=True)
-def few_images_for_moments(monkeypatch: pytest.MonkeyPatch) -> None:
+def few_images_suffice(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("train.loop.MOMENTS_IMAGES", 100)
+    monkeypatch.setattr("train.loop.CALIBRATION_BATCHES", 1)
 
 
 # -- schedule --------------------------------------------------------------------------------------
@@ -90,7 +92,9 @@ def test_every_step_has_its_rate(
     assert rates == pytest.approx(expected)
 
 
-@pytest.mark.parametrize("wrong", [{"epochs": 0}, {"batch": 0}, {"final_rate": 1.0}])
+@pytest.mark.parametrize(
+    "wrong", [{"epochs": 0}, {"batch": 0}, {"final_rate": 1.0}, {"quantise_from": 2}]
+)
 def test_illegal_recipes(wrong: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match="must be"):
         Recipe(**({"epochs": 2} | wrong))
@@ -128,6 +132,16 @@ def test_moments_are_those_behind_the_quantisers() -> None:
     network.steps = None
     recompute_moments(network, [batch])
     assert not torch.allclose(quantised, network.head.bn1.running_mean, atol=1e-2)
+
+
+def test_deploying_leaves_the_network_alone(tiny: Dataset, tmp_path: Path) -> None:
+    network = Network(job().architecture)
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    data = splits(tiny, CPU)
+    deploy(job(), network, data, tmp_path / "x.pt", {"epoch": 1})
+    assert_same(dict(network.state_dict()), before)
+    exported = load(tmp_path / "x.pt").tensors["input.bn.mean"]
+    assert not np.array_equal(exported, before["input.bn.running_mean"].numpy())
 
 
 # -- resume ----------------------------------------------------------------------------------------
@@ -200,9 +214,9 @@ def test_a_finished_run_can_be_prolonged(tiny: Dataset, tmp_path: Path) -> None:
 
 
 def test_another_jobs_state_is_refused(tiny: Dataset, tmp_path: Path) -> None:
-    run(job(epochs=1), tiny, tmp_path)
+    run(job(epochs=2), tiny, tmp_path)
     with pytest.raises(UsageError, match=r"recipe.seed = 3, not 4") as caught:
-        run(job(epochs=1, seed=4), tiny, tmp_path)
+        run(job(epochs=2, seed=4), tiny, tmp_path)
     assert "--out" in caught.value.hint
 
 
@@ -218,24 +232,28 @@ def test_a_damaged_state_is_refused(tiny: Dataset, tmp_path: Path) -> None:
 def test_a_failed_write_leaves_the_old_state(
     tiny: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run(job(epochs=1), tiny, tmp_path)
+    run(job(epochs=2), tiny, tmp_path)
 
-    def die(value: object, file: Any) -> None:
+    save = torch.save
+
+    def die(value: dict[str, Any], file: Any) -> None:
+        if value["format"] == "signum-checkpoint":
+            return save(value, file)
         file.write(b"half")
         raise KilledError
 
     with monkeypatch.context() as patch:
         patch.setattr("train.state.torch.save", die)
         with pytest.raises(KilledError):
-            run(job(epochs=3, quantise_from=1), tiny, tmp_path)
-    assert torch.load(tmp_path / "state.pt")["epoch"] == 1
+            run(job(epochs=3), tiny, tmp_path)
+    assert torch.load(tmp_path / "state.pt")["epoch"] == 2
     run(job(epochs=3), tiny, tmp_path)
     assert [r["epoch"] for r in without_seconds(tmp_path)] == [1, 2, 3]
 
 
 def test_seed_decides(tiny: Dataset, tmp_path: Path) -> None:
     for name, seed in (("a", 3), ("b", 4)):
-        run(job(epochs=1, seed=seed), tiny, tmp_path / name)
+        run(job(epochs=2, seed=seed), tiny, tmp_path / name)
     a, b = (load(tmp_path / name / "checkpoint.pt").tensors for name in "ab")
     assert not np.array_equal(a["stage1.block1.conv1.weight"], b["stage1.block1.conv1.weight"])
 
@@ -255,10 +273,20 @@ def test_it_learns_and_says_so(tiny: Dataset, tmp_path: Path) -> None:
     assert records[-1]["train_loss"] < records[0]["train_loss"]
 
 
+def test_score_gain_is_in_the_loss_alone(tiny: Dataset, tmp_path: Path) -> None:
+    still = {"epochs": 1, "peak_rate": 0.0, "final_rate": 0.0, "quantise_from": 0}
+    one = run(job(**still), tiny, tmp_path / "a")
+    none = run(job(**still, score_gain=0.0), tiny, tmp_path / "b")
+    assert none["train_loss"] == pytest.approx(math.log(3))
+    assert one["train_loss"] != pytest.approx(math.log(3), abs=1e-3)
+    assert none["deployed_accuracy"] == one["deployed_accuracy"]
+
+
 def test_steps_are_chosen_at_their_epoch_and_stay(tiny: Dataset, tmp_path: Path) -> None:
     chosen = []
     for epochs in (1, 2, 3):
-        run(job(epochs=epochs), tiny, tmp_path)
+        with pytest.raises(KilledError):
+            run(job(), tiny, tmp_path, killed_at(epochs + 0.1))
         chosen.append(torch.load(tmp_path / "state.pt")["steps"])
     assert chosen[0] is None
     assert chosen[1] == chosen[2] != None  # noqa: E711
@@ -333,6 +361,13 @@ def test_command_data_error(command: list[str], monkeypatch: Any, capsys: Any) -
     monkeypatch.setattr(datasets, "load", refuse)
     assert main(command) == 1
     assert capsys.readouterr().err == "error: no such data\nhint: get it\n"
+
+
+def test_command_unwritable_folder(command: list[str], tmp_path: Path, capsys: Any) -> None:
+    (tmp_path / "run").write_text("a file")
+    assert main(command) == 1
+    err = capsys.readouterr().err
+    assert "error: " in err and "run" in err and "Traceback" not in err
 
 
 def test_command_interrupted(command: list[str], monkeypatch: Any, capsys: Any) -> None:

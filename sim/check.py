@@ -1,0 +1,178 @@
+"""Runs networks on a simulated engine and compares every layer with the golden model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from compiler import arith, golden
+from compiler.errors import MismatchError
+from compiler.geometry import Geometry
+from compiler.image import Image
+from compiler.program import Tensor
+from compiler.schedule import Region, Schedule
+from sim.runner import Simulation
+
+Int = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """What a simulated engine did with some pictures.
+
+    Attributes
+    ----------
+    scores : (N, classes)
+    labels : (N,)
+    cycles : (N,) from the first layer's start to the class
+    layer_cycles : (N, layers)
+    tensors : dict of name to (N, C, H, W), those that stand in memory between layers
+    """
+
+    scores: Int
+    labels: Int
+    cycles: Int
+    layer_cycles: Int
+    tensors: dict[str, Int]
+
+
+def pixels_of(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """(N, C, H, W) to the engine's byte order, (N, H*W*C)."""
+    return np.ascontiguousarray(images.transpose(0, 2, 3, 1)).reshape(len(images), -1)
+
+
+def watched(schedule: Schedule) -> list[list[str]]:
+    """Tensors that each layer leaves in memory."""
+    return [
+        [name for name in (layer.activation, layer.residual) if name is not None]
+        for layer in schedule.layers
+    ]
+
+
+def decode(schedule: Schedule, name: str, blocks: NDArray[np.uint64]) -> Int:
+    """A region's words, (words, blocks), to its tensor, (C, H, W)."""
+    geometry, tensor = schedule.geometry, schedule.program[name]
+    bits = memory_bits(blocks, geometry)
+    if tensor.kind == "residual":
+        return _residuals(tensor, bits, geometry)
+    lane = -(-geometry.activation_bits // 4) * 4 if blocks.shape[1] > 1 else None
+    width = lane or geometry.activation_bits
+    values = _fields(bits, width, geometry.word_channels)
+    planes = -(-tensor.channels // geometry.word_channels)
+    shape = (planes, tensor.height, tensor.width, geometry.word_channels)
+    maps = values.reshape(shape).transpose(0, 3, 1, 2)
+    return maps.reshape(-1, tensor.height, tensor.width)[: tensor.channels]
+
+
+def memory_bits(blocks: NDArray[np.uint64], geometry: Geometry) -> NDArray[np.uint8]:
+    """Words as (words, bits), least significant first."""
+    width = 16 if blocks.shape[1] > 1 else geometry.word_bits
+    shifts = np.arange(width, dtype=np.uint64)
+    bits = (blocks[:, :, None] >> shifts) & np.uint64(1)
+    return bits.reshape(len(blocks), -1).astype(np.uint8)
+
+
+def _fields(bits: NDArray[np.uint8], width: int, count: int) -> Int:
+    split = bits[:, : width * count].reshape(len(bits), count, width).astype(np.int64)
+    return np.asarray((split << np.arange(width)).sum(axis=-1))
+
+
+def _residuals(tensor: Tensor, bits: NDArray[np.uint8], geometry: Geometry) -> Int:
+    width, lanes = geometry.residual_bits, geometry.pixel_lanes
+    values = _fields(bits, width, geometry.residual_lanes)
+    values = np.where(values >> (width - 1), values - (1 << width), values)
+    tiles = -(-tensor.width // lanes)
+    shape = (-1, tensor.height, tiles, geometry.residual_channels, lanes)
+    maps = values.reshape(shape).transpose(0, 3, 1, 2, 4)
+    maps = maps.reshape(-1, tensor.height, tiles * lanes)
+    return np.asarray(maps[: tensor.channels, :, : tensor.width])
+
+
+def run(
+    simulation: Simulation,
+    schedules: Sequence[Schedule],
+    images: Sequence[NDArray[np.uint8]],
+    *,
+    layers: bool = True,
+    stall: str = "never",
+    seed: int | None = None,
+    timeout_s: float = 1800.0,
+) -> list[Run]:
+    """Run several networks one after another on one engine, each on its own pictures."""
+    parameters: dict[str, object] = {"networks": [], "stall": stall}
+    longest = 0
+    for i, (schedule, pictures) in enumerate(zip(schedules, images, strict=True)):
+        regions = [
+            [[r.first, r.words] for r in map(schedule.region, names)] if layers else []
+            for names in watched(schedule)
+        ]
+        parameters["networks"].append(  # type: ignore[union-attr]
+            {"classes": schedule.program.scores.channels, "regions": regions}
+        )
+        parameters[f"words{i}"] = np.array(Image.of(schedule).words(), dtype=np.int64)
+        parameters[f"pixels{i}"] = pixels_of(pictures)
+        longest = max(longest, schedule.cycles + schedule.header["pixels"] * 64)
+    parameters["timeout_us"] = max(100, longest // 100 * 20)
+    results = simulation.run(
+        "sim.benches.engine", parameters=parameters, seed=seed, timeout_s=timeout_s
+    )
+    return [_collect(results.values, i, s, layers) for i, s in enumerate(schedules)]
+
+
+def _collect(values: dict[str, object], i: int, schedule: Schedule, layers: bool) -> Run:
+    answers = np.asarray(values[f"answers{i}"], dtype=np.int64)
+    pictures = len(answers)
+    scores = answers & ((1 << arith.SCORE_BITS) - 1)
+    scores = np.where(scores >> (arith.SCORE_BITS - 1), scores - (1 << arith.SCORE_BITS), scores)
+    labels = answers[:, -1] >> arith.SCORE_BITS & 0xFF
+    spans = np.asarray(values[f"spans{i}"]).reshape(pictures, -1, 2)
+    names = [name for layer in watched(schedule) for name in layer]
+    tensors: dict[str, list[Int]] = {name: [] for name in names}
+    if layers:
+        for p in range(pictures):
+            for n, name in enumerate(names):
+                blocks = np.asarray(values[f"memory{i}_{p * len(names) + n}"])
+                tensors[name].append(decode(schedule, name, blocks))
+    return Run(
+        scores,
+        labels,
+        spans[:, -1, 1] - spans[:, 0, 0],
+        spans[:, :, 1] - spans[:, :, 0],
+        {name: np.stack(maps) for name, maps in tensors.items() if maps},
+    )
+
+
+def compare(schedule: Schedule, images: NDArray[np.uint8], got: Run) -> None:
+    """Hold a run to the golden model, layer by layer in the order of the flow.
+
+    Raises
+    ------
+    MismatchError
+        At the first tensor that differs: which, how many values, and the first of them.
+    """
+    program = schedule.program
+    names = list(got.tensors)
+    expected = golden.run(program, images, names)
+    for name in names:
+        _hold(name, expected.tensors[name], got.tensors[name])
+    _hold("scores", expected.scores, got.scores)
+    _hold("class", expected.classes, got.labels)
+
+
+def _hold(name: str, expected: Int, got: Int) -> None:
+    wrong = np.argwhere(expected != got)
+    if len(wrong):
+        shown = "; ".join(
+            f"{tuple(int(v) for v in at)}: expected {expected[tuple(at)]}, got {got[tuple(at)]}"
+            for at in wrong[:4]
+        )
+        raise MismatchError(
+            f"{name}: simulation must equal the golden model, but {len(wrong):,} of "
+            f"{expected.size:,} values differ, at (image, channel, y, x) {shown}"
+        )
+
+
+__all__ = ["Region", "Run", "compare", "decode", "pixels_of", "run", "watched"]

