@@ -208,10 +208,11 @@ def _largest(program: Program, op: Op) -> float:
     reach = _magnitude(program[op.source])
     match op:
         case Quantise(staircase=s):
-            # The quotient y / d must not round up to the next integer k + 1. It is at least 1 / d
-            # below it, half a unit in the last place (float32) at most (|k| + 1) * 2**-24: so
-            # |y| + 2*d < 2**24 will do.
-            return (reach << s.fraction_bits) + max(map(abs, s.offsets)) + 2 * max(s.divisors)
+            # |y| < 2**24 is enough for floor(y / d) in float32. Below a whole k + 1 the quotient is
+            # at least 1 / d away from it, and rounds up only from within half a unit in the last
+            # place, at most 2**-24 * k: but d * k <= |y|. (A d beyond 2**24 gives 0 however it
+            # is rounded.)
+            return (reach << s.fraction_bits) + max(map(abs, s.offsets))
         case Conv():
             return _magnitude(program[op.output])
         case Add(residual=str(name), division=None):

@@ -335,6 +335,8 @@ class _Builder:
         return [self._layer(f, i, slices) for i in range(slices)]
 
     def _num_slices(self, f: Fused) -> int:
+        if not f.first:
+            return 1
         return arith.num_slices(self.program[f.source].bits, self.geometry.activation_bits)
 
     def _layer(self, f: Fused, i: int, slices: int) -> Layer:

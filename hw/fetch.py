@@ -256,10 +256,10 @@ class StepIssue(wiring.Component):
             ]
             for p in range(lanes - 1):
                 m.d.sync += current[p].eq(Mux(word.full, staged[p], current[p + 1]))
-        self._address(m, taken & word.commit)
+        self._address(m, taken & word.commit, final)
         return m
 
-    def _address(self, m: Module, commit: object) -> None:
+    def _address(self, m: Module, commit: object, final: Signal) -> None:
         """Weights follow one another in the ring; a window row or column may begin again."""
         g, word = self._geometry, self.i.payload
         address, word_first, base, following = (Signal(range(g.weight_depth)) for _ in range(4))
@@ -275,5 +275,5 @@ class StepIssue(wiring.Component):
                     base.eq(following),
                     following.eq(following + self.record.weight_words),
                 ]
-        with m.Elif(self.valid):
+        with m.Elif(self.valid & ~final):
             m.d.sync += address.eq(address + 1)

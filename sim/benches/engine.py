@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import cocotb
 import numpy as np
-from cocotb.triggers import ClockCycles, RisingEdge, with_timeout
+from cocotb.triggers import RisingEdge, with_timeout
 
 from compiler.geometry import Geometry
 from hw.engine import Engine
@@ -46,22 +46,44 @@ class Memory:
         ).astype(np.uint64)
 
 
-async def watch_layers(engine, clock, memory, layers, records: list, spans: list) -> None:
-    """At the end of each layer, note its cycles and the regions it wrote."""
-    cycle = 0
-    edge = RisingEdge(clock)
-    started = 0
-    index = 0
-    while True:
-        await edge
-        cycle += 1
-        if engine.layer_start.value == 1:
-            started = cycle
-        if engine.layer_done.value == 1:
-            spans.append((started, cycle))
-            if layers:
-                records.extend(memory.read(f, w) for f, w in layers[index % len(layers)])
-            index += 1
+class Watcher:
+    """Notes the cycles of each layer and of each class, and what stands in memory after a layer.
+
+    Attributes
+    ----------
+    spans : list of (start, done) cycles, a layer each
+    classes : list of the cycles in which a class was answered
+    records : list of arrays, the regions asked for, in order
+    """
+
+    def __init__(self, engine, clock, layers: list) -> None:
+        self.spans: list[tuple[int, int]] = []
+        self.classes: list[int] = []
+        self.records: list[np.ndarray] = []
+        self._engine, self._layers = engine, layers
+        self._memory = Memory(engine)
+        self._task = cocotb.start_soon(self._watch(RisingEdge(clock)))
+
+    async def _watch(self, edge) -> None:
+        engine, layers = self._engine, self._layers
+        cycle, started = 0, 0
+        while True:
+            await edge
+            cycle += 1
+            if engine.layer_start.value == 1:
+                started = cycle
+            if engine.o_answer__valid.value == 1 and engine.o_answer__ready.value == 1:
+                if len(self.classes) * len(layers) <= len(self.spans):
+                    self.classes.append(cycle)
+                self.classes[-1] = cycle
+            if engine.layer_done.value == 1:
+                for first, words in layers[len(self.spans) % len(layers)]:
+                    self.records.append(self._memory.read(first, words))
+                self.spans.append((started, cycle))
+
+    def stop(self) -> None:
+        """Watch no more."""
+        self._task.cancel()
 
 
 @cocotb.test()
@@ -73,27 +95,25 @@ async def computes(dut):
     image = StreamSource(dut, "i_image", stall=stall)
     pixels = StreamSource(dut, "i_pixels", stall=stall)
     answer = StreamSink(dut, "o_answer", stall=stall)
-    memory = Memory(dut)
     await bench.reset(dut)
     for number, network in enumerate(given["networks"]):
-        words = given[f"words{number}"]
-        spans: list = []
-        records: list = []
-        watcher = cocotb.start_soon(
-            watch_layers(dut, dut.clk, memory, network["regions"], records, spans)
-        )
+        watcher = Watcher(dut, dut.clk, network["regions"])
         answers = []
         for picture in given[f"pixels{number}"]:
-            image.start(words.tolist())
+            image.start(given[f"words{number}"].tolist())
             pixels.start(picture.tolist())
-            got = await with_timeout(
-                answer.receive(network["classes"]), given["timeout_us"], "us"
+            answers.append(
+                await with_timeout(answer.receive(network["classes"]), given["timeout_us"], "us")
             )
-            answers.append(got)
             assert dut.error.value == 0
-        await ClockCycles(dut.clk, 20)
-        watcher.cancel()
-        values = {f"answers{number}": np.array(answers, dtype=np.int64)}
-        values[f"spans{number}"] = np.array(spans, dtype=np.int64)
-        values |= {f"memory{number}_{i}": r for i, r in enumerate(records)}
-        bench.publish(**values)
+            while dut.busy.value == 1:  # lanes that no class uses are still on their way
+                await RisingEdge(dut.clk)
+        watcher.stop()
+        bench.publish(
+            **{
+                f"answers{number}": np.array(answers, dtype=np.int64),
+                f"spans{number}": np.array(watcher.spans, dtype=np.int64),
+                f"classes{number}": np.array(watcher.classes, dtype=np.int64),
+            },
+            **{f"memory{number}_{i}": r for i, r in enumerate(watcher.records)},
+        )
