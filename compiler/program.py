@@ -129,7 +129,7 @@ class Add:
 
 @dataclass(frozen=True, slots=True)
 class Pool:
-    """The skip of a downsampling block: `arith.pool`, saturated, then channels of zeros appended."""
+    """The skip of a downsampling block: `arith.pool`, saturated, then zero channels appended."""
 
     name: str
     source: str

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from amaranth.hdl import Module, Signal
+from amaranth.hdl import Module, Mux, Signal
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out, connect, flipped
 
@@ -34,10 +34,10 @@ class Engine(wiring.Component):
         The Image's words (`compiler.image`), from the beginning again for each picture. Another
         Image may follow where one ends.
     i_pixels : In(stream of 8)
-        Bytes of a picture, (height, width, channel). Taken while `num_pixels` is not 0.
+        Bytes of a picture, (height, width, channel).
     o_answer : Out(stream of `hw.scorer.ANSWER`)
     num_pixels : Out(24)
-        Bytes a picture has; 0 until the Image's header is loaded and while a picture is computed.
+        Bytes a picture has; 0 while there is no Image.
     num_classes : Out(8)
     busy : Out(1), a picture is being taken in or computed
     error : Out(1), the Image is none for this geometry; until reset
@@ -175,6 +175,7 @@ class Engine(wiring.Component):
             requantiser.byte.eq(self.i_pixels.payload),
             requantiser.byte_valid.eq(self.i_pixels.valid & taking & writer.ready),
             self.i_pixels.ready.eq(requantiser.byte_ready),
+            self.num_pixels.eq(Mux(loader.known, loader.header.pixels, 0)),
             self.num_classes.eq(loader.header.classes),
             self.error.eq(loader.error),
             loader.group_done.eq(requantiser.group_done & ~record.pool),
@@ -196,7 +197,6 @@ class Engine(wiring.Component):
             with m.State("take"):
                 m.d.comb += [
                     taking.eq(1),
-                    self.num_pixels.eq(loader.header.pixels),
                     self.busy.eq(requantiser.byte_valid),
                 ]
                 with m.If(writer.done):

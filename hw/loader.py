@@ -19,7 +19,8 @@ class Loader(wiring.Component):
     Members
     -------
     i : In(stream of stream_bits), the Image, again for each picture
-    header : Out, valid from `input_ready` until the next Image begins
+    header : Out, valid while `known`
+    known : Out(1), low while the Image's header is being loaded
     input_ready : Out(1), header and the input's parameters are loaded
     input_done : In(1), strobe, frees those parameters
     next_layer : In(1), strobe, the next record is wanted
@@ -38,6 +39,7 @@ class Loader(wiring.Component):
             {
                 "i": In(stream.Signature(g.stream_bits)),
                 "header": Out(struct(g.header_fields)),
+                "known": Out(1, init=1),
                 "input_ready": Out(1),
                 "input_done": In(1),
                 "next_layer": In(1),
@@ -66,7 +68,7 @@ class Loader(wiring.Component):
         ]
         word, taken = self.i.payload, self.i.valid & self.i.ready
         count = Signal(range(max(header_words, record_words)))
-        m.d.comb += self.record_ready.eq(0)
+        m.d.comb += self.known.eq(1)
         put_param, room_param, of_input = self._params(m)
         put_weight, room_weight = self._weights(m)
         left = Signal(range(max(g.output_lanes, 16) * g.param_words + 1))
@@ -76,7 +78,7 @@ class Loader(wiring.Component):
 
         with m.FSM():
             with m.State("header"):
-                m.d.comb += self.i.ready.eq(1)
+                m.d.comb += [self.i.ready.eq(1), self.known.eq(0)]
                 expected = {0: MAGIC, 1: g.digest}
                 with m.If(taken):
                     m.d.sync += [header.eq(Cat(header[g.stream_bits :], word)), count.eq(count + 1)]
@@ -87,6 +89,7 @@ class Loader(wiring.Component):
                         m.d.sync += count.eq(0)
                         m.next = "counted"
             with m.State("counted"):
+                m.d.comb += self.known.eq(0)
                 channels = self.header.channels + 1
                 m.d.sync += left.eq(sum((channels for _ in range(g.param_words - 1)), channels))
                 m.next = "input"
@@ -143,7 +146,7 @@ class Loader(wiring.Component):
                 with m.If(self.image_done):
                     m.next = "header"
             with m.State("error"):
-                m.d.comb += self.error.eq(1)
+                m.d.comb += [self.error.eq(1), self.known.eq(0)]
         return m
 
     def _params(self, m: Module) -> tuple[Signal, Signal, Signal]:

@@ -146,6 +146,50 @@ def test_misaligned_steps_pass_a_division_too() -> None:
     assert adds["stage2.block1.r"].division is None
 
 
+def test_a_batch_norm_in_front_of_an_addition_passes_a_division() -> None:
+    graph = build(random_checkpoint(0, bits=8))
+    rng = np.random.default_rng(0)
+    norm = ir.BatchNorm(
+        "stage2.block1.bn3",
+        "stage2.block1.conv2",
+        rng.normal(0, 0.1, 8),
+        np.ones(8),
+        np.tile([1.0, -1.0], 4),
+        rng.normal(0, 0.5, 8),
+        0.0,
+    )
+    nodes: list[ir.Node] = []
+    for node in graph.nodes:
+        if isinstance(node, ir.Add) and node.name == "stage2.block1.r":
+            nodes += [norm, replace(node, addend=norm.name)]
+        else:
+            nodes.append(node)
+    changed = Graph(graph.network, tuple(nodes), graph.labels)
+    images = random_images(3, 32, (3, 8, 8))
+    program = lower(changed, None, images)
+    adds = {op.output: op for op in program.ops if isinstance(op, Add)}
+    assert adds["stage2.block1.r"].division is not None
+    got = golden.run(program, images, ["stage2.block1.r"]).tensors["stage2.block1.r"]
+    want = ir.run(changed, images, names=["stage2.block1.r"])["stage2.block1.r"]
+    error = got * program["stage2.block1.r"].step - want
+    assert np.sqrt(np.square(error).mean()) < 0.03 * want.std()
+
+
+def test_constants_are_no_wider_than_their_input_needs() -> None:
+    checkpoint = random_checkpoint(3, learned=True, width=1)
+    checkpoint.tensors["stage1.block1.bn2.beta"][0] = 1e6  # whatever comes, the answer is the top
+    program = lower(build(checkpoint))
+    for op in program.ops:
+        if isinstance(op, Quantise):
+            s, source = op.staircase, program[op.source]
+            reach = (source.high - source.low + 1) << s.fraction_bits
+            assert max(s.divisors) <= reach
+            assert max(map(abs, s.offsets)) <= reach * ((1 << s.bits) + 1)
+            ends = np.array([[[source.low, source.high]]] * source.channels)
+            still = np.ptp(s(ends), axis=(1, 2)) == 0
+            assert (still == (np.array(s.gains) == 0)).all()
+
+
 # -- widths ----------------------------------------------------------------------------------------
 
 

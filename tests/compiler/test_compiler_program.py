@@ -131,9 +131,7 @@ MUTANTS: dict[str, Callable[[Program], Program]] = {
     "right_shift must be at least 0": lambda p: with_op(
         p, Pool, lambda op: replace(op, right_shift=-1)
     ),
-    "output width must hold the pooled range": lambda p: with_op(
-        p, Pool, lambda op: replace(op, right_shift=0)
-    ),
+    "pool: range must be that of a two's complement": lambda p: with_output(p, Pool, high=1000),
 }
 
 
