@@ -38,6 +38,9 @@ MAX_FRACTION_BITS = 8
 """Ceiling of F. A channel whose divisor stays small even so is nearly a single step, where the
 rounding of a divisor moves no integer input across a threshold."""
 
+DIVISOR_MARGIN = 5
+"""A rounded divisor shifts the top step by at most 2**-(DIVISOR_MARGIN + 1) of a step."""
+
 SCORE_BITS = 16
 """Width of a class score: signed, saturating."""
 
@@ -203,8 +206,7 @@ def staircase(
         The quantiser. A ReLU needs nothing of its own where ``zero == 0``: clipping at 0 is it.
 
     Rounding is to nearest, ties upwards, and is part of t. F is the smallest for which every
-    live channel has ``d >= 2**(bits+1)``, at most `MAX_FRACTION_BITS`: a rounded d then shifts
-    the top step by at most a quarter of a step. The threshold below ``zero`` is the one that no
+    live channel has ``d >= 2**(bits + DIVISOR_MARGIN)``, at most `MAX_FRACTION_BITS`. The threshold below ``zero`` is the one that no
     rounding of d moves: small values keep their answers.
 
     A channel is dead when its slope moves the answer by less than half a step over 24 bits of x;
@@ -217,7 +219,7 @@ def staircase(
     narrowest = float(np.min(width)) if live.any() else 1.0
     fraction_bits = 0
     while fraction_bits < MAX_FRACTION_BITS and round(narrowest * (1 << fraction_bits)) < 1 << (
-        bits + 1
+        bits + DIVISOR_MARGIN
     ):
         fraction_bits += 1
     offsets, divisors, gains = [], [], []

@@ -135,6 +135,11 @@ class Geometry:
         return self.word_channels // 3
 
     @property
+    def activation_offset_bits(self) -> int:
+        """Width of the offsets of activations: their dividends must reach no further."""
+        return self.residual_bits + self.fraction_bits + 1
+
+    @property
     def param_bits(self) -> int:
         """Bits of one channel's parameters."""
         return sum(width for _, width in self.param_fields)
@@ -205,9 +210,10 @@ class Geometry:
             ("classes", 8),
             ("channels", 4),  # of the image, less one
             ("zero", arith.INPUT_BITS),
-            ("width", 9),  # of the image, less one
-            ("base", a),
-            ("plane", a),
+            ("height", 9),  # of the image, less one
+            ("width", 9),
+            ("step_slice", a),  # from a pixel's last word of one slice to its first of the next
+            ("step_back", a),  # and from its last word of all to its first
         )
 
     @property

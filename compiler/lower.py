@@ -335,13 +335,12 @@ def _choose_unit(stream: Stream, before: Stream | None) -> None:
 
 
 def _fit(stream: Stream, before: Stream | None, residual_bits: int | None) -> None:
-    """Double the unit until the stream's width, and its pool's, are within ``residual_bits``."""
+    """Double the unit until the stream's width is within ``residual_bits``."""
     while True:
         stream.bits = max(2, _width(stream.reach / stream.unit))
         if before is not None:
             ratio = stream.unit / arith.pooled_unit(before.unit, 0)
             stream.right_shift = round(math.log2(ratio))
-            stream.bits = max(stream.bits, _pooled_width(before.bits, stream.right_shift))
         fits = residual_bits is None or stream.bits <= residual_bits
         if fits and stream.right_shift >= 0:
             return
@@ -351,14 +350,6 @@ def _fit(stream: Stream, before: Stream | None, residual_bits: int | None) -> No
 def _width(reach: float) -> int:
     high = math.ceil(reach)
     return arith.bits_signed(-high, high)
-
-
-def _pooled_width(bits: int, right_shift: int) -> int:
-    """Width that holds the pooled answers of a stream of ``bits``."""
-    if right_shift < 0:
-        return bits
-    reach = int(arith.shift(arith.POOL_UNIT << (bits - 1), -right_shift))
-    return arith.bits_signed(-reach, reach - 1)
 
 
 # -- emission --------------------------------------------------------------------------------------

@@ -283,6 +283,8 @@ class _Builder:
                 f"input: the image has {image.channels} channels, but the engine takes {most}",
                 f"an engine with word_channels of at least {3 * image.channels}",
             )
+        plane, mask = _input_plane(q), (1 << self.geometry.address_bits) - 1
+        slices = arith.num_slices(q.bits, self.geometry.activation_bits)
         return {
             "magic": MAGIC,
             "geometry": self.geometry.digest,
@@ -290,9 +292,10 @@ class _Builder:
             "classes": self.program.scores.channels,
             "channels": image.channels - 1,
             "zero": q.zero,
+            "height": image.height - 1,
             "width": image.width - 1,
-            "base": self.regions[q.name].first + 2,
-            "plane": _input_plane(q),
+            "step_slice": (plane - 2) & mask,
+            "step_back": (-(slices - 1) * plane - 2) & mask,
         }
 
     def input_params(self, op: Quantise) -> tuple[Param, ...]:
@@ -304,7 +307,9 @@ class _Builder:
         """Parameters of a channel: its staircase at the engine's fraction bits."""
         g = self.geometry
         if stairs is None:
-            return self._checked(where, Param(bias, 0, 1, 0, 1))
+            return self._checked(where, Param(bias, 0, 1, 0, 1), g.offset_bits)
+        serial = stairs.bits > g.activation_bits  # the serial divider takes wider dividends
+        offset_bits = g.offset_bits if serial else g.activation_offset_bits
         wide = stairs.with_fraction_bits(g.fraction_bits)
         offset, gain = wide.offsets[channel], wide.gains[channel]
         if gain < 0:  # the hardware negates by one's complement: -x = ~x + 1
@@ -313,13 +318,14 @@ class _Builder:
         divisor = wide.divisors[channel]
         if gain == 0:
             offset, divisor = stairs.offsets[channel], stairs.divisors[channel]
-        return self._checked(where, Param(bias, {0: 0, 1: 1, -1: 2}[gain], 1, offset, divisor))
+        p = Param(bias, {0: 0, 1: 1, -1: 2}[gain], 1, offset, divisor)
+        return self._checked(where, p, offset_bits)
 
-    def _checked(self, where: str, p: Param) -> Param:
+    def _checked(self, where: str, p: Param, offset_bits: int) -> Param:
         g = self.geometry
         for name, width, need in (
             ("bias", g.bias_bits, arith.bits_signed(p.bias, p.bias)),
-            ("offset", g.offset_bits, arith.bits_signed(p.offset, p.offset)),
+            ("offset", offset_bits, arith.bits_signed(p.offset, p.offset)),
             ("divisor", g.divisor_bits, arith.bits_unsigned(p.divisor)),
         ):
             if need > width:

@@ -17,54 +17,46 @@ class SerialDivider(wiring.Component):
     ----------
     dividend_bits, divisor_bits : int
         Widths, the dividend signed, the divisor not.
-    short_steps, long_steps : int
-        The two choices of ``steps``.
+    steps : int
+        Width of the quotient.
 
     Members
     -------
-    start, long, dividend, divisor : In
+    start, dividend, divisor : In
     quotient : Out
     done : Out(1)
     """
 
-    def __init__(
-        self, dividend_bits: int, divisor_bits: int, short_steps: int, long_steps: int
-    ) -> None:
-        if not 1 <= short_steps <= long_steps:
-            raise ValueError(f"short_steps must be 1 to {long_steps}, not {short_steps!r}")
-        self._steps = short_steps, long_steps
+    def __init__(self, dividend_bits: int, divisor_bits: int, steps: int) -> None:
+        if steps < 1:
+            raise ValueError(f"steps must be at least 1, not {steps!r}")
+        self._steps = steps
         self._dividend_bits, self._divisor_bits = dividend_bits, divisor_bits
         super().__init__(
             {
                 "start": In(1),
-                "long": In(1),
                 "dividend": In(signed(dividend_bits)),
                 "divisor": In(divisor_bits),
-                "quotient": Out(long_steps),
+                "quotient": Out(steps),
                 "done": Out(1),
             }
         )
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
-        short, long = self._steps
-        shifted_bits = self._divisor_bits + long - 1
-        rest_bits = max(self._dividend_bits, shifted_bits + 1) + 1
+        shifted_bits = self._divisor_bits + self._steps - 1
         remainder = Signal(signed(self._dividend_bits))
         shifted = Signal(shifted_bits)
-        left = Signal(range(long + 1))
-        rest = Signal(signed(rest_bits))
+        left = Signal(range(self._steps + 1))
+        rest = Signal(signed(max(self._dividend_bits, shifted_bits + 1) + 1))
         bit = ~rest[-1]
         m.d.comb += rest.eq(remainder - shifted)
         m.d.sync += self.done.eq(left == 1)
         with m.If(self.start):
             m.d.sync += [
                 remainder.eq(self.dividend),
-                shifted.eq(
-                    Mux(self.long, self.divisor << (long - 1), self.divisor << (short - 1))
-                ),
-                left.eq(Mux(self.long, long, short)),
-                self.quotient.eq(0),
+                shifted.eq(self.divisor << (self._steps - 1)),
+                left.eq(self._steps),
             ]
         with m.Elif(left != 0):
             m.d.sync += [

@@ -73,7 +73,7 @@ class Engine(wiring.Component):
         m.submodules.tiles = tiles = TileCounter(g)
         m.submodules.writer = writer = InputWriter(g)
         m.submodules.divider = divider = SerialDivider(
-            requantiser.dividend_bits, g.divisor_bits, arith.INPUT_BITS, arith.SCORE_BITS
+            requantiser.dividend_bits, g.divisor_bits, arith.SCORE_BITS
         )
         m.submodules.scorer = scorer = Scorer()
         m.submodules.memory = memory = ActivationMemory(g, self._primitive)
@@ -148,10 +148,12 @@ class Engine(wiring.Component):
         scores = divider.done & ~requantiser.input_mode
         m.d.comb += [
             divider.start.eq(requantiser.quotient_start),
-            divider.long.eq(~requantiser.input_mode),
             divider.dividend.eq(requantiser.dividend),
             divider.divisor.eq(requantiser.divisor),
-            writer.q.eq(divider.quotient),
+            # A pixel's quotient has fewer bits than a score's: it saturates.
+            writer.q.eq(
+                Mux(divider.quotient[arith.INPUT_BITS :].any(), -1, divider.quotient)
+            ),
             writer.q_valid.eq(divider.done & requantiser.input_mode),
             scorer.quotient.eq(divider.quotient),
             scorer.classes.eq(loader.header.classes),

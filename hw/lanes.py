@@ -16,7 +16,7 @@ class Lanes(wiring.Component):
     one of them, negated or not, by one LUT4 a bit. Negation is by one's complement: the parameters'
     bias makes up for it (`compiler.schedule`).
 
-    Timing: three cycles from a step to its sums. With a tile's last step `captured` is high and `sums`
+    Timing: `latency` cycles from a step to its sums. With a tile's last step `captured` is high and `sums`
     are the tile's; the accumulators start from 0 with the step behind it. One step a cycle. Weights
     come one cycle after their step (a RAM block's latency).
 
@@ -27,8 +27,6 @@ class Lanes(wiring.Component):
     sums : Out, signed, [output lane * pixel_lanes + pixel lane]
     captured : Out(1)
     """
-
-    latency = 3
 
     def __init__(self, geometry: Geometry) -> None:
         self._geometry = g = geometry
@@ -46,17 +44,23 @@ class Lanes(wiring.Component):
             }
         )
 
+    @staticmethod
+    def latency(geometry: Geometry) -> int:
+        """Cycles from a step to `captured`: pair sums, terms, and the levels of the tree."""
+        return 2 + max(1, (geometry.input_lanes // 2 - 1).bit_length())
+
     def elaborate(self, platform: object) -> Module:
         m = Module()
         g = self._geometry
         b, pairs = g.activation_bits, g.input_lanes // 2
-        valid = [Signal(name=f"valid{i}") for i in range(3)]
-        last = [Signal(name=f"last{i}") for i in range(3)]
+        cycles = self.latency(g)
+        valid = [Signal(name=f"valid{i}") for i in range(cycles)]
+        last = [Signal(name=f"last{i}") for i in range(cycles)]
         m.d.sync += [
             Cat(*valid).eq(Cat(self.valid, *valid)),
             Cat(*last).eq(Cat(self.valid & self.last, *last)),
         ]
-        m.d.comb += self.captured.eq(last[2])
+        m.d.comb += self.captured.eq(last[-1])
         for p in range(g.pixel_lanes):
             sums, differences = [], []
             for i in range(pairs):
@@ -77,21 +81,26 @@ class Lanes(wiring.Component):
                     m.d.comb += chosen.eq(Mux(same, sums[i], differences[i]))
                     m.d.sync += term.eq(chosen ^ Mux(negate, Const(-1, signed(b + 2)), 0))
                     terms.append(term)
-                width = b + 2 + (pairs - 1).bit_length()
-                total = Signal(signed(width), name=f"total{o}_{p}", reset_less=True)
-                m.d.sync += total.eq(_tree(terms))
+                total = _tree(m, terms, f"{o}_{p}")
                 accumulator = Signal(signed(g.accumulator_bits), name=f"accumulator{o}_{p}")
                 after = Signal(signed(g.accumulator_bits), name=f"after{o}_{p}")
                 m.d.comb += after.eq(accumulator + total)
-                with m.If(valid[2]):
-                    m.d.sync += accumulator.eq(Mux(last[2], 0, after))
+                with m.If(valid[-1]):
+                    m.d.sync += accumulator.eq(Mux(last[-1], 0, after))
                 m.d.comb += self.sums[o * g.pixel_lanes + p].eq(after)
         return m
 
 
-def _tree(terms: list) -> object:
-    """Balanced sum."""
-    while len(terms) > 1:
-        pairs = [a + b for a, b in zip(terms[0::2], terms[1::2], strict=False)]
-        terms = pairs + ([terms[-1]] if len(terms) % 2 else [])
+def _tree(m: Module, terms: list[Signal], name: str) -> Signal:
+    """Balanced sum, a register behind every adder: it shares the adder's logic cells."""
+    level = 0
+    while len(terms) > 1 or level == 0:
+        sums = []
+        for i in range(0, len(terms), 2):
+            pair = terms[i : i + 2]
+            total = Signal(signed(len(terms[0]) + len(pair) - 1), reset_less=True)
+            total.name = f"total{name}_{level}_{i // 2}"
+            m.d.sync += total.eq(sum(pair[1:], pair[0]))
+            sums.append(total)
+        terms, level = sums, level + 1
     return terms[0]

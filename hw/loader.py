@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from amaranth.hdl import Cat, Module, Mux, Signal
+from amaranth.hdl import Cat, Const, Module, Mux, Signal
 from amaranth.lib import memory, stream, wiring
 from amaranth.lib.wiring import In, Out
 
@@ -60,10 +60,14 @@ class Loader(wiring.Component):
         m = Module()
         g = self._geometry
         header_words, record_words = g.words(g.header_fields), g.words(g.record_fields)
-        header = Signal(header_words * g.stream_bits)
+        # The first words only say what the rest is; they are checked and not kept.
+        expected = [MAGIC, g.digest]
+        header = Signal((header_words - len(expected)) * g.stream_bits)
         record = Signal(record_words * g.stream_bits)
         m.d.comb += [
-            self.header.as_value().eq(header[: len(self.header.as_value())]),
+            self.header.as_value().eq(
+                Cat(Const(0, len(expected) * g.stream_bits), header)[: len(self.header.as_value())]
+            ),
             self.record.as_value().eq(record[: len(self.record.as_value())]),
         ]
         word, taken = self.i.payload, self.i.valid & self.i.ready
@@ -79,10 +83,9 @@ class Loader(wiring.Component):
         with m.FSM():
             with m.State("header"):
                 m.d.comb += [self.i.ready.eq(1), self.known.eq(0)]
-                expected = {0: MAGIC, 1: g.digest}
                 with m.If(taken):
                     m.d.sync += [header.eq(Cat(header[g.stream_bits :], word)), count.eq(count + 1)]
-                    for i, value in expected.items():
+                    for i, value in enumerate(expected):
                         with m.If((count == i) & (word != value)):
                             m.next = "error"
                     with m.If(count == header_words - 1):

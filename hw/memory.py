@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from amaranth.hdl import Cat, Const, Instance, Module, Signal
+from amaranth.hdl import Cat, ClockSignal, Const, Instance, Module, Signal
 from amaranth.lib import memory, wiring
-from amaranth.lib.wiring import In, Out, flipped
+from amaranth.lib.wiring import In, Out
 
 from compiler.geometry import Geometry
 from hw.layout import memory_read, memory_write
@@ -91,7 +91,7 @@ class ActivationMemory(wiring.Component):
                 i_MASKWREN=mask[i * 4 : (i + 1) * 4],
                 i_WREN=self.write,
                 i_CHIPSELECT=self.enable,
-                i_CLOCK=_clock(),
+                i_CLOCK=ClockSignal(),
                 i_STANDBY=0,
                 i_SLEEP=0,
                 i_POWEROFF=1,  # active low
@@ -102,12 +102,6 @@ class ActivationMemory(wiring.Component):
         m.d.comb += self.read_data.eq(
             Cat(*(word[i * width : i * width + b] for i in range(g.word_channels)))
         )
-
-
-def _clock() -> object:
-    from amaranth.hdl import ClockSignal
-
-    return ClockSignal("sync")
 
 
 class MemoryArbiter(wiring.Component):
@@ -141,24 +135,25 @@ class MemoryArbiter(wiring.Component):
     def elaborate(self, platform: object) -> Module:
         m = Module()
         taken: object = Const(0, 1)
-        for name, kind in self._clients.items():
+        for name in self._clients:
             client = getattr(self, name)
-            granted = Signal(name=f"{name}_granted")
-            m.d.comb += [granted.eq(client.valid & ~taken), client.ready.eq(~taken)]
-            with m.If(granted):
-                m.d.comb += self.address.eq(client.address)
-            if kind == "write":
-                with m.If(granted):
-                    m.d.comb += [
-                        self.write.eq(1),
-                        self.write_data.eq(client.data),
-                        self.write_mask.eq(client.mask),
-                    ]
-            else:
-                m.d.comb += client.data.eq(self.read_data)
+            m.d.comb += client.ready.eq(~taken)
             taken = taken | client.valid
         m.d.comb += self.enable.eq(taken)
+        # Lowest priority first: what no client asks for may be anything.
+        for name, kind in reversed(self._clients.items()):
+            client = getattr(self, name)
+            if kind == "read":
+                m.d.comb += client.data.eq(self.read_data)
+            with m.If(client.valid):
+                m.d.comb += [self.address.eq(client.address), self.write.eq(kind == "write")]
+        writers = [getattr(self, n) for n, kind in self._clients.items() if kind == "write"]
+        m.d.comb += [
+            self.write_data.eq(writers[-1].data),
+            self.write_mask.eq(writers[-1].mask),
+        ]
+        for writer in reversed(writers[:-1]):
+            with m.If(writer.valid):
+                m.d.comb += [self.write_data.eq(writer.data), self.write_mask.eq(writer.mask)]
         return m
 
-
-__all__ = ["ActivationMemory", "MemoryArbiter", "flipped"]

@@ -89,12 +89,16 @@ class Pool(wiring.Component):
                 self.i.payload.data.word_select(c * lanes + q, width).as_signed()
                 for q in range(lanes)
             ]
+            # Of two, a window that holds one alone holds the one away from the pad.
+            alone = Signal(signed(width), name=f"alone{c}")
+            m.d.comb += alone.eq(Mux(self.record.pad_left, pixels[-1], pixels[0]))
             for p in range(lanes):
                 total = Signal(signed(bits), name=f"total{c}_{p}")
                 with m.If(full):
                     m.d.sync += total.eq(0)
                 with m.Elif(self.i.valid):
-                    m.d.sync += total.eq(total + self._part(m, pixels, masks, p, f"{c}_{p}"))
+                    part = self._part(m, pixels, alone, masks, p, f"{c}_{p}")
+                    m.d.sync += total.eq(total + part)
                 sums.append(total)
         return sums
 
@@ -109,16 +113,16 @@ class Pool(wiring.Component):
         m.d.comb += mask.eq(Cat(*held).any())
         return mask
 
-    def _part(self, m: Module, pixels: list, masks: dict, p: int, name: str) -> Signal:
+    def _part(
+        self, m: Module, pixels: list, alone: Signal, masks: dict, p: int, name: str
+    ) -> Signal:
         """The pixels of a word that window p holds."""
         parts = [Mux(masks[q, p], pixel, 0) for q, pixel in enumerate(pixels)]
         part = Signal(signed(self._geometry.residual_bits + len(parts)), name=f"part{name}")
-        if len(pixels) == 2:
-            # Never one pixel and then the other: the sum is shared by both windows.
-            both, one = masks[0, p] & masks[1, p], Mux(masks[0, p], pixels[0], pixels[1])
-            m.d.comb += part.eq(
-                Mux(both, pixels[0] + pixels[1], Mux(masks[0, p] | masks[1, p], one, 0))
-            )
+        if len(pixels) == 2:  # both, one, or none: their sum serves both windows
+            first, second = masks[0, p], masks[1, p]
+            both = pixels[0] + pixels[1]
+            m.d.comb += part.eq(Mux(first & second, both, Mux(first | second, alone, 0)))
         else:
             m.d.comb += part.eq(sum(parts[1:], parts[0]))
         return part

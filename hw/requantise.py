@@ -155,7 +155,7 @@ class Requantiser(wiring.Component):
 
     def __init__(self, geometry: Geometry) -> None:
         self._geometry = g = geometry
-        lead = Lanes.latency - g.param_words - 1
+        lead = Lanes.latency(g) - g.param_words - 1
         if lead < 0 or g.channel_cycles < 2:
             raise ValueError(f"param_words must be 2, not {g.param_words}")
         if (3 + g.pixel_lanes - g.channel_cycles) % g.phase_cycles == 0:
@@ -163,6 +163,7 @@ class Requantiser(wiring.Component):
         self._lead = lead
         self.value_bits = max(g.accumulator_bits, g.bias_bits, pooled_bits(g)) + 1
         self.x_bits = max(g.accumulator_bits, g.residual_bits)
+        self.quotient_bits = g.activation_offset_bits + 1
         self.dividend_bits = max(self.x_bits + g.fraction_bits, g.offset_bits) + 1
         sums = data.ArrayLayout(signed(g.accumulator_bits), g.output_lanes * g.pixel_lanes)
         super().__init__(
@@ -386,9 +387,9 @@ class Requantiser(wiring.Component):
             m.d.sync += stream.eq(Mux(loads_zero, 0, self.residual_read.data))
         with m.Elif(at.valid):
             m.d.sync += stream.eq(stream >> width)
-        r0 = Mux(r.residual & ~r.pool, stream[:width], 0).as_signed()
+        # Zeros follow the words that are read, so where none are read zeros are added.
         total = Signal(signed(len(moved) + 1))
-        m.d.comb += total.eq(moved + r0)
+        m.d.comb += total.eq(moved + stream[:width].as_signed())
         low, high = -(1 << (width - 1)), (1 << (width - 1)) - 1
         sign, over = total[-1], Signal()
         outside = total[width - 1 :] != sign.replicate(len(total) - width + 1)
@@ -425,10 +426,12 @@ class Requantiser(wiring.Component):
                 place.valid & (self.input_mode | self.record.last) & (place.pixel == 0)
             ),
         ]
+        # Activations need no more of the dividend than the reach of their own offsets.
+        y = y[: self.quotient_bits].as_signed()
         for j in range(b - 1, -1, -1):
-            rest, bit = Signal(signed(self.dividend_bits + 1), name=f"rest{j}"), Signal(name=f"bit{j}")
+            rest, bit = Signal(signed(self.quotient_bits + 1), name=f"rest{j}"), Signal(name=f"bit{j}")
             m.d.comb += [rest.eq(y - (d << j)), bit.eq(~rest[-1])]
-            after = Signal(y.shape(), name=f"after{j}")
+            after = Signal(signed(self.quotient_bits), name=f"after{j}")
             m.d.comb += after.eq(Mux(bit, rest, y))
             y, q = after, Cat(bit, q)[:b]
             if (b - j) % STEPS_PER_CYCLE == 0 or j == 0:

@@ -55,60 +55,51 @@ class InputWriter(wiring.Component):
         # The last column takes the lanes that are left over.
         spare = g.word_channels - COLUMNS * g.tap_lanes
         lane, last_lane = Signal(range(g.tap_lanes + spare)), g.tap_lanes + spare - 1
-        column, left = Signal(9), Signal(24)
-        real, ending = Signal(), Signal()  # the pixel exists; the one behind the last is written
-        pixel_word, word = Signal(g.address_bits), Signal(g.address_bits)
-        slot = Signal(range(COLUMNS))
+        column, row, slot = Signal(9), Signal(9), Signal(range(COLUMNS))
+        real = Signal()  # the pixel exists: it is neither before the first nor behind the last
+        begun = Signal()
+        word = self.memory.address
         slices = arith.num_slices(arith.INPUT_BITS, g.activation_bits)
         slice_ = Signal(range(max(slices, 2)))
+        last_slot, last_slice = slot == COLUMNS - 1, slice_ == slices - 1
+        last_column, last_row = column == h.width, row == h.height
 
         with m.FSM():
             with m.State("idle"):
-                m.d.sync += [
-                    pixel_word.eq(h.base - 2),
-                    word.eq(h.base - 2),
-                    left.eq(h.pixels),
-                    Cat(lane, column, real, ending, slot, slice_).eq(0),
-                ]
+                m.d.sync += Cat(word, lane, column, row, real, begun, slot, slice_).eq(0)
                 with m.If(self.start):
                     m.next = "write"  # the pixel before the first: all padding
             with m.State("take"):
                 m.d.comb += self.ready.eq(1)
-                m.d.sync += real.eq(1)
                 with m.If(self.q_valid):
-                    m.d.sync += left.eq(left - 1)
                     m.next = "write"
             with m.State("write"):
                 m.d.comb += self.memory.valid.eq(1)
                 with m.If(self.memory.ready):
-                    m.d.sync += [slot.eq(slot + 1), word.eq(word + 1)]
-                    with m.If(slot == COLUMNS - 1):
-                        m.d.sync += [
-                            slot.eq(0),
-                            slice_.eq(slice_ + 1),
-                            word.eq(word + h.plane - (COLUMNS - 1)),
-                        ]
-                        with m.If(slice_ == slices - 1):
-                            m.d.sync += [slice_.eq(0), word.eq(pixel_word), lane.eq(lane + 1)]
-                            with m.If(real & (lane < h.channels)):
-                                m.next = "take"
-                            with m.Elif(lane == last_lane):
-                                m.next = "next"
+                    step = Signal(g.address_bits)
+                    m.d.comb += step.eq(
+                        Mux(last_slot, Mux(last_slice, h.step_back, h.step_slice), 1)
+                    )
+                    m.d.sync += [slot.eq(Mux(last_slot, 0, slot + 1)), word.eq(word + step)]
+                    with m.If(last_slot):
+                        m.d.sync += slice_.eq(Mux(last_slice, 0, slice_ + 1))
+                    with m.If(last_slot & last_slice):
+                        m.d.sync += lane.eq(lane + 1)
+                        with m.If(real & (lane < h.channels)):
+                            m.next = "take"
+                        with m.Elif(lane == last_lane):
+                            m.next = "next"
             with m.State("next"):
-                m.d.sync += [
-                    lane.eq(0),
-                    word.eq(pixel_word + 1),
-                    pixel_word.eq(pixel_word + 1),
-                    real.eq(0),
-                ]
+                m.d.sync += [lane.eq(0), word.eq(word + 1), real.eq(1), begun.eq(1)]
+                m.next = "take"
                 with m.If(real):
-                    m.d.sync += column.eq(Mux(column == h.width, 0, column + 1))
-                with m.If(left != 0):
-                    m.next = "take"
-                with m.Elif(~ending):
-                    m.d.sync += ending.eq(1)
-                    m.next = "write"  # the pixel behind the last
-                with m.Else():
+                    m.d.sync += column.eq(Mux(last_column, 0, column + 1))
+                    with m.If(last_column):
+                        m.d.sync += row.eq(row + 1)
+                        with m.If(last_row):
+                            m.d.sync += real.eq(0)
+                            m.next = "write"  # the pixel behind the last
+                with m.Elif(begun):
                     m.d.comb += self.done.eq(1)
                     m.next = "idle"
 
@@ -118,16 +109,18 @@ class InputWriter(wiring.Component):
             ~real
             | (lane > h.channels)
             | ((slot == 0) & (column == 0))
-            | ((slot == COLUMNS - 1) & (column == h.width))
+            | (last_slot & last_column)
         )
         width = slices * g.activation_bits
         value = Cat(Mux(padding, h.zero, self.q), Const(0, width - arith.INPUT_BITS))
         digits = [value.word_select(s, g.activation_bits) for s in reversed(range(slices))]
-        first = [Const(1 << (COLUMNS - 1 - i) * g.tap_lanes, g.word_channels) for i in range(COLUMNS)]
-        inside = (lane < g.tap_lanes) | (slot == 0)
+        masks = []
+        for lane_index in range(g.word_channels):
+            at = min(lane_index // g.tap_lanes, COLUMNS - 1)
+            chosen = (slot == COLUMNS - 1 - at) & (lane == lane_index - at * g.tap_lanes)
+            masks.append(chosen)
         m.d.comb += [
-            self.memory.address.eq(word),
             self.memory.data.eq(Array(digits)[slice_].replicate(g.word_channels)),
-            self.memory.mask.eq(Mux(inside, Array(first)[slot] << lane, 0)),
+            self.memory.mask.eq(Cat(*masks)),
         ]
         return m

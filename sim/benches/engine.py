@@ -27,23 +27,30 @@ def engine(geometry: Geometry, primitive: str = "inferred") -> tuple[Engine, lis
 class Memory:
     """The activation memory, seen from outside, whatever it is made of."""
 
-    def __init__(self, engine) -> None:
+    def __init__(self, engine, geometry: Geometry) -> None:
         memory = engine.memory
         names = {child._name for child in memory}
-        if "spram0" in names:
-            blocks = sorted(n for n in names if n.startswith("spram") and n[5:].isdigit())
-            self._arrays = [getattr(memory, name).mem for name in blocks if hasattr(getattr(memory, name), "mem")]
-            self._bits = SPRAM_BITS
+        blocks = [f"spram{i}" for i in range(len(names)) if f"spram{i}" in names]
+        # The signal of a block's output has its name too; it has no contents.
+        blocks = [block for block in blocks if hasattr(getattr(memory, block), "mem")]
+        b = geometry.activation_bits
+        if blocks:
+            self._arrays = [getattr(memory, block).mem for block in blocks]
+            self._bits, lane = SPRAM_BITS, -(-b // 4) * 4
         else:
             self._arrays = [memory.memory]
-            self._bits = 0
+            self._bits, lane = geometry.word_bits, b
+        self._used = [i * lane + j for i in range(geometry.word_channels) for j in range(b)]
 
     def read(self, first: int, words: int) -> np.ndarray:
-        """Words as (words, blocks) uint64, the least significant block first."""
-        return np.array(
-            [[int(a[i].value) for a in self._arrays] for i in range(first, first + words)],
-            dtype=object,
-        ).astype(np.uint64)
+        """Words as (words, bits) uint8, the least significant bit first."""
+        rows = []
+        for i in range(first, first + words):
+            value = 0
+            for n, array in enumerate(self._arrays):
+                value |= int(array[i].value) << self._bits * n
+            rows.append([value >> bit & 1 for bit in self._used])
+        return np.array(rows, dtype=np.uint8)
 
 
 class Watcher:

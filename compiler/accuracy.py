@@ -1,0 +1,98 @@
+"""How often the float network and its integer form are right, and how often they agree."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from compiler import golden
+from compiler import graph as ir
+from compiler.checkpoint import Checkpoint
+from compiler.graph import Graph
+from compiler.lower import lower, quantised
+from compiler.program import Program
+
+RESIDUAL_BITS = 16
+"""Width of the residual stream of every engine: where a Program's saturates."""
+
+
+@dataclass(frozen=True, slots=True)
+class Accuracy:
+    """Shares of a set of test images, 0 .. 1.
+
+    Attributes
+    ----------
+    images : int
+        How many there were.
+    float_ : float
+        Right answers of the Graph in float64, with its quantisers.
+    float_unquantised : float
+        The same without any quantiser.
+    golden : float
+        Right answers of the integer Program.
+    golden_agrees_float : float
+        Images for which Program and quantised Graph name the same class.
+    saturations : int
+        Values of residual streams that saturated, over all images.
+    """
+
+    images: int
+    float_: float
+    float_unquantised: float
+    golden: float
+    golden_agrees_float: float
+    saturations: int
+
+    def report(self) -> dict[str, float | int]:
+        """By the names of `report.json`."""
+        return {name.rstrip("_"): value for name, value in asdict(self).items()}
+
+
+def program_of(
+    graph: Graph, activation_bits: int | None = None, calibration: NDArray[np.uint8] | None = None
+) -> Program:
+    """The Program that engines run: residual streams as wide as theirs.
+
+    Parameters
+    ----------
+    activation_bits : int, optional
+        Default: the checkpoint's own.
+    calibration : (N, C, H, W) uint8, optional
+        Used only where steps have to be chosen, so that a trained network has one Program whether
+        or not its data is at hand.
+    """
+    return lower(graph, activation_bits, calibration).with_residual_bits(RESIDUAL_BITS)
+
+
+def needs_calibration(checkpoint: Checkpoint, activation_bits: int | None) -> bool:
+    """Whether a checkpoint has no steps for a width of activations."""
+    q = checkpoint.quantiser
+    return q is None or activation_bits not in (None, q.activation_bits)
+
+
+def measure(
+    graph: Graph,
+    program: Program,
+    images: NDArray[np.uint8],
+    labels: NDArray[np.integer],
+    calibration: NDArray[np.uint8] | None = None,
+) -> Accuracy:
+    """Run images through the float Graph, with and without quantisers, and through the Program."""
+    stepped = quantised(graph, program.activation_bits, calibration)
+    as_float = _classes(stepped, images, quantised_=True)
+    without = _classes(graph, images, quantised_=False)
+    result = golden.run(program, images)
+    return Accuracy(
+        len(images),
+        float(np.mean(as_float == labels)),
+        float(np.mean(without == labels)),
+        float(np.mean(result.classes == labels)),
+        float(np.mean(result.classes == as_float)),
+        sum(result.saturations.values()),
+    )
+
+
+def _classes(graph: Graph, images: NDArray[np.uint8], *, quantised_: bool) -> NDArray[np.int64]:
+    return np.asarray(np.argmax(ir.scores(graph, images, quantised_), axis=1))
