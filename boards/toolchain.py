@@ -591,11 +591,15 @@ class _started:  # noqa: N801 (a context manager reads as a function)
             self._process.stdout.close()
 
 
+_FULL = "no BELs|[Uu]nable to (place|find)|Failed to expand region"
+"""How nextpnr says that a design is larger than its device."""
+
+
 def _failure(tool: Tool, status: int, log: Path, tail: Sequence[str]) -> BuildError:
     """The error of a tool that ended with a non-zero status."""
     found = re.search(r"ERROR: (.*)", "\n".join(tail))
     reason = found[1] if found else f"exit status {status}"
-    full = "sb_io" not in reason and re.search("no BELs|[Uu]nable to (place|find)", reason)
+    full = "sb_io" not in reason and re.search(_FULL, reason)
     quoted = "\n".join(f"  | {line}" for line in tail)
     return BuildError(
         f"{tool.name} failed: {reason}; the log {log} ends\n{quoted}",

@@ -38,6 +38,9 @@ class Geometry:
         Words (of word_channels * activation_bits) of activation memory.
     weight_depth : int
         Steps of weights (input_lanes * output_lanes bits each) the ring buffer holds.
+    map_bits, channel_bits : int
+        Maps have a height and width, and layers a number of channels, below two to the power of
+        these.
     offset_bits, divisor_bits, bias_bits, fraction_bits : int
         Fields of a channel's parameters; every staircase is brought to `fraction_bits`.
     max_left_shift, shift_bits : int
@@ -55,6 +58,8 @@ class Geometry:
     residual_bits: int = 16
     memory_depth: int = 16384
     weight_depth: int = 256
+    map_bits: int = 6
+    channel_bits: int = 8
     offset_bits: int = 28
     divisor_bits: int = 19
     bias_bits: int = 14
@@ -135,6 +140,11 @@ class Geometry:
         return self.word_channels // 3
 
     @property
+    def kernel_bits(self) -> int:
+        """Of a window's height and width less one; the head's is a whole map, twice halved."""
+        return max(2, self.map_bits - 2)
+
+    @property
     def activation_offset_bits(self) -> int:
         """Width of the offsets of activations: their dividends must reach no further."""
         return self.residual_bits + self.fraction_bits + 1
@@ -202,16 +212,16 @@ class Geometry:
     @property
     def header_fields(self) -> tuple[tuple[str, int], ...]:
         """What stands in front of the layers: magic, geometry, and how to take in an image."""
-        a = self.address_bits
+        a, size = self.address_bits, self.map_bits
         return (
             ("magic", 32),
             ("geometry", 32),
-            ("pixels", 24),  # bytes an image
+            ("pixels", 2 * size + 3),  # bytes an image
             ("classes", 8),
-            ("channels", 4),  # of the image, less one
+            ("channels", 3),  # of the image, less one
             ("zero", arith.INPUT_BITS),
-            ("height", 9),  # of the image, less one
-            ("width", 9),
+            ("height", size),  # of the image, less one
+            ("width", size),
             ("step_slice", a),  # from a pixel's last word of one slice to its first of the next
             ("step_back", a),  # and from its last word of all to its first
         )
@@ -219,7 +229,10 @@ class Geometry:
     @property
     def record_fields(self) -> tuple[tuple[str, int], ...]:
         """One layer. Sizes named ..._less are less one."""
-        a = self.address_bits
+        a, size = self.address_bits, self.map_bits
+        groups = self.channel_bits - (self.output_lanes - 1).bit_length()
+        words = max(1, self.channel_bits - (self.word_channels - 1).bit_length())
+        planes = self.channel_bits - (self.residual_channels - 1).bit_length()
         return (
             ("last", 1),  # the head: no activations, scores
             ("pool", 1),  # average pooling of the residual stream; else a convolution
@@ -231,23 +244,23 @@ class Geometry:
             ("short_bottom", 1),
             ("short_left", 1),
             ("short_right", 1),
-            ("halves_less", 3),  # steps over the last memory word of a tap
+            ("halves_less", max(1, (self.halves - 1).bit_length())),  # steps over the last word
             ("down", self.shift_bits),  # right shift after the fixed left shift
             ("pad", self.activation_bits),  # activation that stands for 0
             ("pad_top", 1),
             ("pad_left", 1),
-            ("kernel_h_less", 6),
-            ("kernel_w_less", 6),
-            ("span", 7),  # columns from a window row's first word to its last
-            ("words_less", 8),  # memory words a pixel
-            ("height_in", 9),
-            ("width_in", 9),  # pooling: in memory words
-            ("height_out_less", 9),
-            ("tiles_less", 8),  # tiles a row
-            ("tail_less", 3),  # pixels of the last tile of a row
-            ("groups_less", 8),
-            ("residual_groups", 8),  # groups that read the residual stream
-            ("weight_words", 12),  # steps of weights a group
+            ("kernel_h_less", self.kernel_bits),
+            ("kernel_w_less", self.kernel_bits),
+            ("span", self.kernel_bits + 1),  # columns from a window row's first word to its last
+            ("words_less", words),  # memory words a pixel
+            ("height_in", size),
+            ("width_in", size),  # pooling: in memory words
+            ("height_out_less", size),
+            ("tiles_less", size),  # tiles a row
+            ("tail_less", max(1, (self.pixel_lanes - 1).bit_length())),  # pixels of a row's last tile
+            ("groups_less", max(groups, planes)),  # pooling: planes of residuals
+            ("residual_groups", groups + 1),  # groups that read the residual stream
+            ("weight_words", (self.weight_depth).bit_length()),  # steps of weights a group
             ("rounding", 6),  # pooling: half of what the right shift drops
             ("in_first", a),  # address of the first window word, the rest follows by steps:
             ("step_word", a),  # to a pixel's next memory word

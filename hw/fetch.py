@@ -107,10 +107,14 @@ class WindowFetch(wiring.Component):
         g, r = self._geometry, self.record
         lanes = g.pixel_lanes
         pixel = Signal(range(max(lanes, 2)))
-        column, row, word = Signal(6), Signal(6), Signal(8)
-        tile, line = Signal(8), Signal(9)
+        column, row = Signal.like(r.kernel_w_less), Signal.like(r.kernel_h_less)
+        word, tile, line = (
+            Signal.like(r.words_less),
+            Signal.like(r.tiles_less),
+            Signal.like(r.height_out_less),
+        )
         # Of the input map (pooling: x in memory words).
-        x, y = Signal(signed(11)), Signal(signed(11))
+        x, y = Signal(signed(g.map_bits + 2)), Signal(signed(g.map_bits + 2))
         fresh = Signal()  # nothing of this group has been committed yet
 
         spread = r.stride2 & ~r.pool  # pixel lanes are two columns apart
@@ -131,7 +135,8 @@ class WindowFetch(wiring.Component):
             flags.word_last.eq(last_word),
         ]
         address = self.memory.address
-        step, x_step, y_step = Signal(g.address_bits), Signal(signed(9)), Signal(signed(8))
+        step = Signal(g.address_bits)
+        x_step, y_step = Signal(signed(g.kernel_bits + 3)), Signal(signed(g.kernel_bits + 2))
         back = -r.span
         with m.If(~last_pixel):
             m.d.comb += [step.eq(Mux(r.stride2, 2, 1)), x_step.eq(Mux(r.stride2, 2, 1))]

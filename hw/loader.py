@@ -185,24 +185,21 @@ class Loader(wiring.Component):
         m.submodules.weights = mem = memory.Memory(
             shape=g.weight_bits, depth=g.weight_depth, init=[]
         )
-        write, read = mem.write_port(), mem.read_port()
         parts = g.weight_bits // g.stream_bits
-        gathered = Signal(g.stream_bits * max(parts - 1, 1))
+        write, read = mem.write_port(granularity=g.stream_bits), mem.read_port()
         part, address = Signal(range(max(parts, 2))), Signal(range(g.weight_depth))
         free = Signal(range(g.weight_depth + 1), init=g.weight_depth)
         complete = put & (part == parts - 1)
         m.d.comb += [
-            write.en.eq(complete),
+            write.en.eq(put << part),
             write.addr.eq(address),
-            write.data.eq(
-                Cat(gathered, self.i.payload) if parts > 1 else self.i.payload
-            ),
+            write.data.eq(self.i.payload.replicate(parts)),
             read.addr.eq(self.weight_address),
             self.weights.eq(read.data),
             room.eq(free != 0),
         ]
         with m.If(put):
-            m.d.sync += [gathered.eq(Cat(gathered, self.i.payload)[g.stream_bits :]), part.eq(part + 1)]
+            m.d.sync += part.eq(part + 1)
         with m.If(complete):
             m.d.sync += [part.eq(0), address.eq(address + 1)]
         released = Mux(self.group_done, self.record.weight_words, 0)

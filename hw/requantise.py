@@ -65,7 +65,8 @@ class TileCounter(wiring.Component):
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
-        column, row = Signal(8), Signal(9)
+        column = Signal.like(self.record.tiles_less)
+        row = Signal.like(self.record.height_out_less)
         m.d.comb += [
             self.o.first_column.eq(column == 0),
             self.o.row_end.eq(column == self.record.tiles_less),
@@ -136,7 +137,7 @@ class Requantiser(wiring.Component):
     Members
     -------
     record : In
-    input_mode : In(1); channels : In(4), of the image, less one
+    input_mode : In(1); channels : In(3), of the image, less one
     layer_start : In(1), strobe
     start : In(1), a tile's last step is issued (see `hw.fetch.StepIssue`)
     gate : Out(1), a tile's last step may be issued
@@ -155,7 +156,7 @@ class Requantiser(wiring.Component):
 
     def __init__(self, geometry: Geometry) -> None:
         self._geometry = g = geometry
-        lead = Lanes.latency(g) - g.param_words - 1
+        lead = Lanes.latency(g) - g.param_words
         if lead < 0 or g.channel_cycles < 2:
             raise ValueError(f"param_words must be 2, not {g.param_words}")
         if (3 + g.pixel_lanes - g.channel_cycles) % g.phase_cycles == 0:
@@ -170,7 +171,7 @@ class Requantiser(wiring.Component):
             {
                 "record": In(struct(g.record_fields)),
                 "input_mode": In(1),
-                "channels": In(4),
+                "channels": In(3),
                 "layer_start": In(1),
                 "start": In(1),
                 "gate": Out(1),
@@ -204,10 +205,11 @@ class Requantiser(wiring.Component):
         g = self._geometry
         begin = self._pace(m)
         place, read_slot = self._sequence(m, begin)
-        delayed = self._delay(m, place, g.param_words + 1, "place")
-        param = self._params(m, read_slot)
-        moved = self._move(m, delayed[-1], param)
-        x, at_c, param_c = self._add(m, delayed[-3], moved, delayed[-1], param)
+        delayed = self._delay(m, place, g.param_words, "place")
+        bias, param = self._params(m, read_slot)
+        moved = self._move(m, delayed[-1], bias)
+        x, at_c = self._add(m, delayed[-3], moved, delayed[-1])
+        param_c = param
         q, at_q = self._divide(m, x, at_c, param_c)
         self._write_residuals(m, x, at_c, param_c)
         self._write_activations(m, q, at_q)
@@ -258,7 +260,7 @@ class Requantiser(wiring.Component):
         lanes, cycles = g.pixel_lanes, g.channel_cycles
         running, waiting, bank = Signal(), Signal(), Signal()
         channel, slot = Signal(range(max(g.output_lanes, 2))), Signal(range(cycles))
-        image_channel = Signal(4)
+        image_channel = Signal(3)
         size = g.output_lanes * g.param_words
         index = Signal(range(max(size, 2)))
         slow = self.input_mode | r.last
@@ -315,19 +317,25 @@ class Requantiser(wiring.Component):
         m.d.sync += [read_slot.valid.eq(running), read_slot.slot.eq(slot)]
         return place, read_slot
 
-    def _params(self, m: Module, read: data.View) -> data.View:
-        """Collects a channel's parameters word by word."""
+    def _params(self, m: Module, read: data.View) -> tuple:
+        """Collects a channel's parameters word by word.
+
+        The bias is wanted one cycle before the rest, and lies in the first word.
+        """
         g = self._geometry
-        param = Signal(struct(g.param_fields))
+        layout = struct(g.param_fields)
         parts = [Signal(g.stream_bits, name=f"part{i}") for i in range(g.param_words - 1)]
         for i, part in enumerate(parts):
             with m.If(read.valid & (read.slot == i)):
                 m.d.sync += part.eq(self.param_data)
+        rest = Signal(g.param_bits - g.bias_bits, reset_less=True)
         with m.If(read.valid & (read.slot == g.param_words - 1)):
-            m.d.sync += param.as_value().eq(Cat(*parts, self.param_data))
-        return param
+            m.d.sync += rest.eq(Cat(*parts, self.param_data)[g.bias_bits :])
+        param = Signal(layout)
+        m.d.comb += param.as_value().eq(Cat(Const(0, g.bias_bits), rest))
+        return parts[0][: g.bias_bits].as_signed(), param
 
-    def _move(self, m: Module, place: data.View, param: data.View) -> Signal:
+    def _move(self, m: Module, place: data.View, bias: object) -> Signal:
         """Bias and shift of this cycle's value: an accumulator, a pooled sum, or a pixel."""
         g, r = self._geometry, self.record
         drain = [
@@ -342,7 +350,7 @@ class Requantiser(wiring.Component):
             m.d.sync += drain[0].eq(self.byte)
         total = Signal(signed(self.value_bits + 1))
         value = Mux(r.pool, self.pooled, drain[0])
-        m.d.comb += total.eq(value + Mux(r.pool, r.rounding, param.bias))
+        m.d.comb += total.eq(value + Mux(r.pool, r.rounding, bias))
         aligned = Signal(signed(self.value_bits + 1))
         m.d.comb += aligned.eq(Mux(r.pool, total >> POOL_SHIFT, total))
         moved = Signal(signed(max(self.value_bits, g.accumulator_bits + 1 + g.max_left_shift)))
@@ -351,22 +359,22 @@ class Requantiser(wiring.Component):
         return moved
 
     def _add(
-        self, m: Module, early: data.View, moved: Signal, place: data.View, param: data.View
+        self, m: Module, early: data.View, moved: Signal, place: data.View
     ) -> tuple:
         """Residual addition, saturating. ``early`` is the place two cycles before."""
         g, r = self._geometry, self.record
         width = g.residual_bits
         at = Signal(place.shape())
         m.d.comb += at.eq(Mux(r.pool, self.pooled_place.as_value(), place.as_value()))
-        group = Signal(8)
+        group = Signal.like(r.residual_groups)
         with m.If(self.layer_start):
             m.d.sync += group.eq(0)
         with m.Elif(self._sequence_done & self._tile_last):
             m.d.sync += group.eq(group + 1)
         # The next group's sequence may begin before this one's last word is read.
         reading = group < r.residual_groups
-        if g.param_words > 1:
-            reads = Signal(g.param_words - 1)
+        if g.param_words > 2:
+            reads = Signal(g.param_words - 2)
             m.d.sync += reads.eq(Cat(reading, reads))
             reading = reads[-1]
         m.submodules.read_pointer = pointer = ResidualPointer(g)
@@ -395,13 +403,9 @@ class Requantiser(wiring.Component):
         outside = total[width - 1 :] != sign.replicate(len(total) - width + 1)
         m.d.comb += over.eq(r.residual & outside)
         x = Signal(signed(self.x_bits), reset_less=True)
-        at_c, param_c = Signal(at.shape()), Signal(param.shape(), reset_less=True)
-        m.d.sync += [
-            x.eq(Mux(over, Mux(sign, low, high), total)),
-            at_c.eq(at),
-            param_c.eq(param),
-        ]
-        return x, at_c, param_c
+        at_c = Signal(at.shape())
+        m.d.sync += [x.eq(Mux(over, Mux(sign, low, high), total)), at_c.eq(at)]
+        return x, at_c
 
     def _divide(self, m: Module, x: Signal, at: data.View, param: data.View) -> tuple:
         """The staircase: 2**F * (gain * x) - offset, then one comparison a cycle."""

@@ -55,7 +55,8 @@ class InputWriter(wiring.Component):
         # The last column takes the lanes that are left over.
         spare = g.word_channels - COLUMNS * g.tap_lanes
         lane, last_lane = Signal(range(g.tap_lanes + spare)), g.tap_lanes + spare - 1
-        column, row, slot = Signal(9), Signal(9), Signal(range(COLUMNS))
+        column, row = Signal.like(h.width), Signal.like(h.height)
+        slot = Signal(range(COLUMNS))
         real = Signal()  # the pixel exists: it is neither before the first nor behind the last
         begun = Signal()
         word = self.memory.address

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,27 +53,16 @@ def watched(schedule: Schedule) -> list[list[str]]:
     ]
 
 
-def decode(schedule: Schedule, name: str, blocks: NDArray[np.uint64]) -> Int:
-    """A region's words, (words, blocks), to its tensor, (C, H, W)."""
+def decode(schedule: Schedule, name: str, bits: NDArray[np.uint8]) -> Int:
+    """A region's words, (words, bits), to its tensor, (C, H, W)."""
     geometry, tensor = schedule.geometry, schedule.program[name]
-    bits = memory_bits(blocks, geometry)
     if tensor.kind == "residual":
         return _residuals(tensor, bits, geometry)
-    lane = -(-geometry.activation_bits // 4) * 4 if blocks.shape[1] > 1 else None
-    width = lane or geometry.activation_bits
-    values = _fields(bits, width, geometry.word_channels)
+    values = _fields(bits, geometry.activation_bits, geometry.word_channels)
     planes = -(-tensor.channels // geometry.word_channels)
     shape = (planes, tensor.height, tensor.width, geometry.word_channels)
     maps = values.reshape(shape).transpose(0, 3, 1, 2)
     return maps.reshape(-1, tensor.height, tensor.width)[: tensor.channels]
-
-
-def memory_bits(blocks: NDArray[np.uint64], geometry: Geometry) -> NDArray[np.uint8]:
-    """Words as (words, bits), least significant first."""
-    width = 16 if blocks.shape[1] > 1 else geometry.word_bits
-    shifts = np.arange(width, dtype=np.uint64)
-    bits = (blocks[:, :, None] >> shifts) & np.uint64(1)
-    return bits.reshape(len(blocks), -1).astype(np.uint8)
 
 
 def _fields(bits: NDArray[np.uint8], width: int, count: int) -> Int:
@@ -91,6 +81,35 @@ def _residuals(tensor: Tensor, bits: NDArray[np.uint8], geometry: Geometry) -> I
     return np.asarray(maps[: tensor.channels, :, : tensor.width])
 
 
+def parameters_of(
+    schedules: Sequence[Schedule],
+    images: Sequence[NDArray[np.uint8]],
+    *,
+    layers: bool = True,
+    stall: str = "never",
+) -> dict[str, Any]:
+    """What `sim.benches.engine` needs to run networks one after another, each on its pictures."""
+    parameters: dict[str, Any] = {
+        "geometry": asdict(schedules[0].geometry),
+        "networks": [],
+        "stall": stall,
+    }
+    longest = 0
+    for i, (schedule, pictures) in enumerate(zip(schedules, images, strict=True)):
+        regions = [
+            [[r.first, r.words] for r in map(schedule.region, names if layers else [])]
+            for names in watched(schedule)
+        ]
+        parameters["networks"].append(
+            {"classes": schedule.program.scores.channels, "regions": regions}
+        )
+        parameters[f"words{i}"] = np.array(Image.of(schedule).words(), dtype=np.int64)
+        parameters[f"pixels{i}"] = pixels_of(pictures)
+        longest = max(longest, schedule.cycles + schedule.header["pixels"] * 64)
+    parameters["timeout_us"] = max(100, longest // 100 * 20)
+    return parameters
+
+
 def run(
     simulation: Simulation,
     schedules: Sequence[Schedule],
@@ -102,27 +121,17 @@ def run(
     timeout_s: float = 1800.0,
 ) -> list[Run]:
     """Run several networks one after another on one engine, each on its own pictures."""
-    parameters: dict[str, object] = {"networks": [], "stall": stall}
-    longest = 0
-    for i, (schedule, pictures) in enumerate(zip(schedules, images, strict=True)):
-        regions = [
-            [[r.first, r.words] for r in map(schedule.region, names if layers else [])]
-            for names in watched(schedule)
-        ]
-        parameters["networks"].append(  # type: ignore[union-attr]
-            {"classes": schedule.program.scores.channels, "regions": regions}
-        )
-        parameters[f"words{i}"] = np.array(Image.of(schedule).words(), dtype=np.int64)
-        parameters[f"pixels{i}"] = pixels_of(pictures)
-        longest = max(longest, schedule.cycles + schedule.header["pixels"] * 64)
-    parameters["timeout_us"] = max(100, longest // 100 * 20)
     results = simulation.run(
-        "sim.benches.engine", parameters=parameters, seed=seed, timeout_s=timeout_s
+        "sim.benches.engine",
+        test_filter="computes",
+        parameters=parameters_of(schedules, images, layers=layers, stall=stall),
+        seed=seed,
+        timeout_s=timeout_s,
     )
     return [_collect(results.values, i, s, layers) for i, s in enumerate(schedules)]
 
 
-def _collect(values: dict[str, object], i: int, schedule: Schedule, layers: bool) -> Run:
+def _collect(values: dict[str, Any], i: int, schedule: Schedule, layers: bool) -> Run:
     answers = np.asarray(values[f"answers{i}"], dtype=np.int64)
     pictures = len(answers)
     scores = answers & ((1 << arith.SCORE_BITS) - 1)

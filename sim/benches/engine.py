@@ -2,21 +2,41 @@
 
 from __future__ import annotations
 
+import random
+from collections.abc import Iterator
+
 import cocotb
 import numpy as np
-from cocotb.triggers import RisingEdge, with_timeout
+from cocotb.triggers import ClockCycles, RisingEdge, with_timeout
 
 from compiler.geometry import Geometry
 from hw.engine import Engine
 from sim import bench
-from sim.drivers import STALLS, StreamSink, StreamSource
+from sim.drivers import STALLS, StreamSink, StreamSource, first_difference
 
 SPRAM_BITS = 16
 
+REFUSAL_CYCLES = 3000
+"""How long a refused Image is watched: more than a small network takes."""
+
 
 def design():
-    """The engine of the shipped boards, on its own; `sim.check` runs networks on it."""
-    return {}
+    """Three random networks one after another on the engine of the shipped board."""
+    from compiler import golden
+    from compiler.schedule import schedule
+    from sim.benches.networks import PADDINGS, random_program
+    from sim.check import parameters_of
+
+    geometry = Geometry()
+    component, models = engine(geometry, "spram")
+    rng = np.random.default_rng(1)
+    programs = [random_program(i, padding=padding) for i, padding in enumerate(PADDINGS)]
+    images = [rng.integers(0, 256, (2, *p.image.shape), dtype=np.uint8) for p in programs]
+    schedules = [schedule(program, geometry) for program in programs]
+    given = parameters_of(schedules, images, layers=False)
+    for i, (program, pictures) in enumerate(zip(programs, images, strict=True)):
+        given[f"expected{i}"] = golden.run(program, pictures).scores
+    return {"": (component, {"sources": models}, given)}
 
 
 def engine(geometry: Geometry, primitive: str = "inferred") -> tuple[Engine, list[str]]:
@@ -63,13 +83,13 @@ class Watcher:
     records : list of arrays, the regions asked for, in order
     """
 
-    def __init__(self, engine, clock, layers: list) -> None:
+    def __init__(self, engine, geometry: Geometry, layers: list) -> None:
         self.spans: list[tuple[int, int]] = []
         self.classes: list[int] = []
         self.records: list[np.ndarray] = []
         self._engine, self._layers = engine, layers
-        self._memory = Memory(engine)
-        self._task = cocotb.start_soon(self._watch(RisingEdge(clock)))
+        self._memory = Memory(engine, geometry)
+        self._task = cocotb.start_soon(self._watch(RisingEdge(engine.clk)))
 
     async def _watch(self, edge) -> None:
         engine, layers = self._engine, self._layers
@@ -93,34 +113,105 @@ class Watcher:
         self._task.cancel()
 
 
+def _every_picture(given: dict, name: str) -> Iterator[int]:
+    """Words of all Images (again for each picture), or bytes of all pictures, without a pause."""
+    for number in range(len(given["networks"])):
+        for picture in given[f"pixels{number}"]:
+            yield from (picture if name == "pixels" else given[f"{name}{number}"]).tolist()
+
+
 @cocotb.test()
 async def computes(dut):
-    """Sends each network's Image and pictures; publishes scores, labels, layers and cycles."""
+    """Networks one after another, Images and pictures on end; publishes all there is to compare.
+
+    Scores, labels, the memory after each layer, and when each layer began and ended. Where the
+    parameters hold the expected scores they are compared here too.
+    """
     given = bench.parameters()
+    geometry = Geometry(**given["geometry"])
     bench.start_clock(dut.clk)
     stall = STALLS[given.get("stall", "never")]
     image = StreamSource(dut, "i_image", stall=stall)
     pixels = StreamSource(dut, "i_pixels", stall=stall)
     answer = StreamSink(dut, "o_answer", stall=stall)
     await bench.reset(dut)
+    image.start(_every_picture(given, "words"))
+    pixels.start(_every_picture(given, "pixels"))
     for number, network in enumerate(given["networks"]):
-        watcher = Watcher(dut, dut.clk, network["regions"])
+        watcher = Watcher(dut, geometry, network["regions"])
         answers = []
-        for picture in given[f"pixels{number}"]:
-            image.start(given[f"words{number}"].tolist())
-            pixels.start(picture.tolist())
+        for _ in given[f"pixels{number}"]:
             answers.append(
                 await with_timeout(answer.receive(network["classes"]), given["timeout_us"], "us")
             )
             assert dut.error.value == 0
-            while dut.busy.value == 1:  # lanes that no class uses are still on their way
-                await RisingEdge(dut.clk)
+            while len(watcher.spans) < len(answers) * len(network["regions"]):
+                await RisingEdge(dut.clk)  # lanes that no class uses are still on their way
         watcher.stop()
+        values = np.array(answers, dtype=np.int64)
+        if f"expected{number}" in given:
+            _hold_scores(given[f"expected{number}"], values)
         bench.publish(
             **{
-                f"answers{number}": np.array(answers, dtype=np.int64),
+                f"answers{number}": values,
                 f"spans{number}": np.array(watcher.spans, dtype=np.int64),
                 f"classes{number}": np.array(watcher.classes, dtype=np.int64),
             },
             **{f"memory{number}_{i}": r for i, r in enumerate(watcher.records)},
         )
+    assert answer.received == sum(
+        n["classes"] * len(given[f"pixels{i}"]) for i, n in enumerate(given["networks"])
+    )
+
+
+def _hold_scores(expected: np.ndarray, answers: np.ndarray) -> None:
+    mask = (1 << 16) - 1
+    problem = first_difference(
+        (expected.ravel() & mask).tolist(), (answers.ravel() & mask).tolist()
+    )
+    assert not problem, problem
+    assert (answers[:, -1] >> 16 & 0xFF == expected.argmax(axis=1)).all()
+    lasts = np.arange(1, answers.shape[1] + 1) == answers.shape[1]
+    assert (answers >> 24 == lasts).all()
+
+
+@cocotb.test()
+async def refuses(dut):
+    """Garbage, or an Image for another geometry, raises ``error`` until reset; nothing is computed."""
+    given = bench.parameters()
+    words, picture = given["words0"].tolist(), given["pixels0"][0].tolist()
+    rng = random.Random(cocotb.RANDOM_SEED)
+    garbage = [rng.getrandbits(32) for _ in words]
+    faults = {
+        "garbage": garbage,
+        "zeros": [0] * len(words),
+        "magic": [words[0] ^ 1, *words[1:]],
+        "geometry": [words[0], words[1] ^ 1 << 31, *words[2:]],
+        "shifted": words[1:],
+    }
+    bench.start_clock(dut.clk)
+    for fault, wrong in faults.items():
+        image, pixels = StreamSource(dut, "i_image"), StreamSource(dut, "i_pixels")
+        answer = StreamSink(dut, "o_answer")
+        await bench.reset(dut)
+        tasks = [image.start([*wrong, *words, *words]), pixels.start(picture + picture)]
+        await ClockCycles(dut.clk, 8)
+        assert dut.error.value == 1, f"{fault}: error must rise"
+        assert image.sent <= 2, f"{fault}: {image.sent} words taken"
+        for _ in range(REFUSAL_CYCLES):
+            await RisingEdge(dut.clk)
+            quiet = (dut.busy, dut.layer_start, dut.layer_done, dut.o_answer__valid, dut.num_pixels)
+            assert all(signal.value == 0 for signal in quiet), f"{fault}: something runs"
+            assert dut.error.value == 1, f"{fault}: error must stay"
+        assert (image.sent, pixels.sent, answer.received) == (image.sent, 0, 0), fault
+        answer.stop()
+        for task in tasks:
+            task.cancel()
+    # After a reset the right one is taken.
+    image, pixels = StreamSource(dut, "i_image"), StreamSource(dut, "i_pixels")
+    answer = StreamSink(dut, "o_answer")
+    await bench.reset(dut)
+    image.start(words)
+    pixels.start(picture)
+    await with_timeout(answer.receive(given["networks"][0]["classes"]), given["timeout_us"], "us")
+    assert dut.error.value == 0

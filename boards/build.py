@@ -1,0 +1,415 @@
+"""From an Image to a board's bitstream: what fits, the Verilog, and the tools' steps."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from boards.ice40 import BoardTop, pll
+from boards.records import Board
+from boards.toolchain import (
+    ICEPACK,
+    NEXTPNR,
+    YOSYS,
+    Build,
+    Cells,
+    Clock,
+    Netlist,
+    Routing,
+    RoutingOptions,
+    SynthesisOptions,
+    Tool,
+)
+from compiler.errors import BuildError, CapacityError, UsageError
+from compiler.geometry import Geometry
+from compiler.image import Image
+from compiler.program import Program
+from compiler.schedule import Schedule, schedule
+from compiler.stages import Result, Stages, file_digest, source_digest, write
+from hw.top import Top
+from hw.uart import divisor_for
+
+STAGES = ("verilog", "synthesis", "routing", "bitstream")
+"""The steps of this file, in order."""
+
+EBR_WORDS, EBR_BITS = 256, 16
+"""An iCE40 block RAM at its widest."""
+
+SPRAM_WORD = 64
+"""Bits of the four single-port RAMs side by side: a word of activation memory."""
+
+
+# -- choices ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What is to be built, beside the network.
+
+    Attributes
+    ----------
+    board : Board
+    geometry : Geometry
+    clock_hz : float
+        What the PLL makes: near to what was asked for.
+    baud : int
+        Of the serial link.
+    seeds : tuple of int
+        Of placement, tried in turn until timing is met.
+    """
+
+    board: Board
+    geometry: Geometry
+    clock_hz: float
+    baud: int
+    seeds: tuple[int, ...]
+
+    def top(self, image: Image) -> BoardTop:
+        """The whole design."""
+        return BoardTop(
+            self.board, lambda hz: Top(image, hz, self.baud, "spram"), self.clock_hz
+        )
+
+
+def plan(
+    board: Board,
+    activation_bits: int,
+    lanes: tuple[int, int, int] | None = None,
+    clock_hz: float | None = None,
+    baud: int | None = None,
+    seeds: int = 4,
+) -> Plan:
+    """A board's defaults and what is asked to differ from them.
+
+    Raises
+    ------
+    UsageError
+        Lanes that no engine can have, a clock that the PLL cannot make, a bit rate that the clock
+        cannot be divided to.
+    """
+    if seeds < 1:
+        raise UsageError(f"seeds must be at least 1, not {seeds}")
+    wanted = clock_hz or board.clock_hz
+    real = pll(board.clock_mhz * 1e6, wanted).output_hz
+    rate = baud or board.baud
+    try:
+        divisor_for(real, rate)
+    except ValueError as error:
+        raise UsageError(f"board {board.name!r}: {error}", _rates(real)) from error
+    geometry = geometry_for(board.geometry, activation_bits, lanes)
+    return Plan(board, geometry, real, rate, tuple(range(1, seeds + 1)))
+
+
+def _rates(clock_hz: float) -> str:
+    usual = (3_000_000, 2_000_000, 1_500_000, 1_000_000, 921_600, 460_800, 230_400, 115_200)
+    for rate in usual:
+        try:
+            divisor_for(clock_hz, rate)
+        except ValueError:
+            continue
+        return f"--baud {rate}"
+    return ""
+
+
+def geometry_for(
+    default: Geometry, activation_bits: int, lanes: tuple[int, int, int] | None = None
+) -> Geometry:
+    """A geometry with other lanes and activations of another width.
+
+    A word of activation memory stays within what the memory blocks give in one cycle: lanes of up
+    to four bits stand in nibbles, wider ones in bytes.
+    """
+    nibbles = -(-activation_bits // 4)
+    across = min(default.word_channels, SPRAM_WORD // (4 * nibbles))
+    given = {}
+    if lanes is not None:
+        names = ("input_lanes", "output_lanes", "pixel_lanes")
+        given = dict(zip(names, lanes, strict=True))
+    try:
+        return replace(default, activation_bits=activation_bits, word_channels=across, **given)
+    except ValueError as error:
+        shown = "x".join(map(str, lanes)) if lanes else "the board's"
+        usual = f"{default.input_lanes}x{default.output_lanes}x{default.pixel_lanes}"
+        raise UsageError(
+            f"lanes must make an engine of {activation_bits}-bit activations, not {shown}: {error}",
+            f"--lanes {usual}",
+        ) from error
+
+
+def lanes_name(geometry: Geometry) -> str:
+    """Such as 8x8x2: what ``--lanes`` takes."""
+    return f"{geometry.input_lanes}x{geometry.output_lanes}x{geometry.pixel_lanes}"
+
+
+# -- what fits -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class BlockRams:
+    """Block RAMs that a design will take, as far as they can be told before synthesis.
+
+    Attributes
+    ----------
+    image : int
+        For the Image's words.
+    engine : int
+        For the weights' ring and the parameters.
+    """
+
+    image: int
+    engine: int
+
+    @classmethod
+    def of(cls, geometry: Geometry, words: int) -> BlockRams:
+        """For an Image of ``words``."""
+        ring = _blocks(geometry.weight_depth, geometry.weight_bits)
+        params = _blocks(2 * geometry.output_lanes * geometry.param_words, geometry.stream_bits)
+        return cls(_blocks(words, geometry.stream_bits), ring + params)
+
+    @property
+    def total(self) -> int:
+        return self.image + self.engine
+
+
+def _blocks(depth: int, width: int) -> int:
+    return -(-depth // EBR_WORDS) * -(-width // EBR_BITS)
+
+
+def fit(program: Program, plan: Plan, smaller: Callable[[], str] = str) -> tuple[Schedule, Image]:
+    """Lay a Program out for a board and make its Image.
+
+    Parameters
+    ----------
+    smaller : callable
+        Names a network that would fit, or nothing; called only where this one does not.
+
+    Raises
+    ------
+    CapacityError
+        Naming the layer, the need, the budget and what would fit.
+    """
+    board = plan.board
+    try:
+        laid_out = schedule(program, plan.geometry)
+    except CapacityError as error:
+        raise CapacityError(f"{error} (board {board.name!r})", _advice(smaller)) from error
+    image = Image.of(laid_out)
+    words = 0
+    budget = board.budget.bram
+    total = sum(len(section) for _, section in image.sections())
+    need = BlockRams.of(plan.geometry, total)
+    for number, (name, section) in enumerate(image.sections()):
+        words += len(section)
+        so_far = BlockRams.of(plan.geometry, words)
+        if so_far.total > budget:
+            raise CapacityError(
+                f"layer {number} ({name}): the network's Image needs {need.image} block RAMs, but "
+                f"board {board.name!r} has {budget - need.engine} beside the {need.engine} of the "
+                f"engine, and they are full at this layer",
+                _advice(smaller),
+            )
+    return laid_out, image
+
+
+def _advice(smaller: Callable[[], str]) -> str:
+    name = smaller()
+    fits = f"{name} would fit; " if name else ""
+    return f"{fits}`python -m sim accuracy FILE` simulates a network that fits no board"
+
+
+# -- steps -----------------------------------------------------------------------------------------
+
+
+def tools() -> dict[str, Tool]:
+    """The tools a build needs, by name.
+
+    Raises
+    ------
+    ToolchainError
+        The first that is missing.
+    """
+    return {tool.name: tool for tool in (requirement.find() for requirement in _REQUIRED)}
+
+
+_REQUIRED = (YOSYS, NEXTPNR, ICEPACK)
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """A board's bitstream and what is known of it.
+
+    Attributes
+    ----------
+    cells : Cells
+        Of the netlist.
+    logic_cells : int
+        That placement used, each a LUT with carry and flip-flop.
+    fmax_mhz : float
+        Of the slowest clock after routing.
+    seed : int
+        That met timing.
+    bitstream : Path
+    """
+
+    cells: Cells
+    logic_cells: int
+    fmax_mhz: float
+    seed: int
+    bitstream: Path
+
+
+def make_verilog(stages: Stages, plan: Plan, image: Image, found: dict[str, Tool]) -> Path:
+    """Write ``top.v`` and ``top.pcf``."""
+    path = stages.folder / "top.v"
+
+    def work() -> Result:
+        top = plan.top(image)
+        write(path, top.verilog())
+        write(stages.folder / "top.pcf", top.constraints())
+        return {}
+
+    inputs = [
+        *(file_digest(stages.folder / "network.img"), plan),
+        *(found["yosys"].version, source_digest("compiler", "hw", "boards")),
+    ]
+    stages.run("verilog", inputs, ("top.v", "top.pcf"), work)
+    return path
+
+
+def make_bitstream(
+    stages: Stages,
+    plan: Plan,
+    found: dict[str, Tool],
+    options: SynthesisOptions | None = None,
+) -> Made:
+    """Synthesise, place, route and pack what `make_verilog` wrote.
+
+    Raises
+    ------
+    CapacityError
+        The netlist has more cells than the device.
+    BuildError
+        A tool failed, or no seed met timing.
+    """
+    folder, board = stages.folder, plan.board
+    build = Build(folder, stages.say)
+    chosen = options or SynthesisOptions()
+
+    def synthesise() -> Result:
+        (folder / "synthesis.json").unlink(missing_ok=True)
+        netlist = build.synthesise((folder / "top.v").read_text(), device=board.speed, options=chosen)
+        return asdict(netlist.cells)
+
+    inputs = [file_digest(folder / "top.v"), chosen, board.speed, found["yosys"].version]
+    cells = Cells(
+        **stages.run("synthesis", inputs, ("netlist.json", "netlist.v"), synthesise)
+    )
+    check_cells(cells, plan)
+    netlist = Netlist(folder / "netlist.json", folder / "netlist.v", cells)
+
+    def route() -> Result:
+        (folder / "routing.json").unlink(missing_ok=True)
+        routing = build.place_and_route(
+            netlist,
+            (folder / "top.pcf").read_text(),
+            device=board.device,
+            package=board.package,
+            clock_hz=plan.clock_hz,
+            options=RoutingOptions(plan.seeds),
+        )
+        return {
+            "seed": routing.seed,
+            "clocks": {n: (c.achieved_mhz, c.wanted_mhz) for n, c in routing.clocks.items()},
+            "utilisation": dict(routing.utilisation),
+        }
+
+    inputs = [
+        *(file_digest(netlist.json), file_digest(folder / "top.pcf"), plan.seeds),
+        *(board.device, board.package, plan.clock_hz, found["nextpnr-ice40"].version),
+    ]
+    result = stages.run("routing", inputs, ("top.asc",), route)
+    routing = _routing(folder, result)
+
+    def pack() -> Result:
+        (folder / "packing.json").unlink(missing_ok=True)
+        build.pack(routing)
+        return {}
+
+    inputs = [file_digest(routing.asc), found["icepack"].version]
+    stages.run("bitstream", inputs, ("top.bin",), pack)
+    used, _ = routing.utilisation.get("ICESTORM_LC", (0, 0))
+    return Made(cells, used, routing.fmax_mhz, routing.seed, folder / "top.bin")
+
+
+def _routing(folder: Path, result: Result) -> Routing:
+    return Routing(
+        asc=folder / "top.asc",
+        seed=result["seed"],
+        clocks={name: Clock(*clock) for name, clock in result["clocks"].items()},
+        utilisation={name: (used, of) for name, (used, of) in result["utilisation"].items()},
+    )
+
+
+def check_cells(cells: Cells, plan: Plan) -> None:
+    """Hold a netlist to the device.
+
+    Raises
+    ------
+    CapacityError
+        Naming the kind of cell, the need and the budget.
+    BuildError
+        There is a multiplier in it.
+    """
+    if cells.dsp:
+        raise BuildError(f"netlist must have no multiplier, but has {cells.dsp} SB_MAC16")
+    board = plan.board
+    for kind, title in (("lut", "LUTs"), ("bram", "block RAMs"), ("spram", "SPRAMs")):
+        need, budget = getattr(cells, kind), getattr(board.budget, kind)
+        if need > budget:
+            raise CapacityError(
+                f"the netlist needs {need:,} {title}, but board {board.name!r} has {budget:,}",
+                fewer_lanes(plan.geometry) if kind == "lut" else "a smaller network",
+            )
+
+
+def fewer_lanes(geometry: Geometry) -> str:
+    """A hint: half the lanes."""
+    half = geometry.output_lanes // 2
+    try:
+        fewer = replace(geometry, output_lanes=half)
+    except ValueError:
+        return "a board with a larger device"
+    return f"--lanes {lanes_name(fewer)}"
+
+
+# -- figures ---------------------------------------------------------------------------------------
+
+
+def link_seconds(request_bytes: int, reply_bytes: int, baud: int) -> float:
+    """Time that a request and its reply take on the line: ten bits a byte."""
+    return 10 * (request_bytes + reply_bytes) / baud
+
+
+def finite(value: float) -> float | None:
+    """A figure for JSON, which has no infinity."""
+    return value if math.isfinite(value) else None
+
+
+def figures(made: Made, plan: Plan) -> dict[str, Any]:
+    """What `report.json` says of a bitstream."""
+    kinds: Sequence[str] = ("lut", "ff", "bram", "spram", "dsp")
+    data = made.bitstream.read_bytes()
+    return {
+        "fmax_mhz": finite(made.fmax_mhz),
+        "cells": {kind: getattr(made.cells, kind) for kind in kinds},
+        "logic_cells": made.logic_cells,
+        "seed": made.seed,
+        "bitstream": {
+            "path": str(made.bitstream),
+            "bytes": len(data),
+            "sha256": file_digest(made.bitstream),
+        },
+    }

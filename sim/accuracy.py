@@ -1,0 +1,240 @@
+"""Networks in simulation, held to the golden model: on a bare engine, or as a whole board."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from boards.link import Reply, encode_reply, encode_request, read_reply
+from compiler.errors import CapacityError, MismatchError
+from compiler.geometry import Geometry
+from compiler.program import Program
+from compiler.schedule import Schedule, schedule
+from hw.engine import Engine
+from hw.host import Status
+from sim import check
+from sim.check import Int, Run
+from sim.runner import MODELS, Simulation
+
+Say = Callable[[str], None]
+
+ROOMY = {
+    "memory_depth": 1 << 17,
+    "weight_depth": 1 << 10,
+    "accumulator_bits": 20,
+    "bias_bits": 18,
+    "offset_bits": 34,
+    "divisor_bits": 26,
+}
+"""Sizes that an engine has in simulation only, for networks that fit no board."""
+
+RESET_CYCLES = 1 << 12
+"""Cycles after which every board's reset is over."""
+
+
+# -- a bare engine ---------------------------------------------------------------------------------
+
+
+def fitted(program: Program, geometry: Geometry, *, strict: bool = False) -> Schedule:
+    """The Program laid out for a geometry or, where it does not fit that, for a roomier one.
+
+    Raises
+    ------
+    CapacityError
+        It fits not even that; or ``strict``, and it does not fit the geometry.
+    """
+    try:
+        return schedule(program, geometry)
+    except CapacityError:
+        if strict:
+            raise
+    sizes = {name: max(value, getattr(geometry, name)) for name, value in ROOMY.items()}
+    return schedule(program, replace(geometry, **sizes))
+
+
+def on_engine(
+    laid_out: Schedule,
+    images: NDArray[np.uint8],
+    *,
+    layer_images: int = 1,
+    say: Say = lambda line: None,
+    cache: Path | None = None,
+) -> Run:
+    """Simulate an engine alone, its Image on a stream; compare all scores and classes with golden.
+
+    Parameters
+    ----------
+    layer_images : int
+        Pictures of which every layer's tensor is compared too; slower.
+
+    Raises
+    ------
+    MismatchError
+        At the first tensor that differs from the golden model's.
+    """
+    say(f"building the simulation of an engine of {laid_out.geometry.lanes} lanes")
+    simulation = Simulation.build(Engine(laid_out.geometry), "top", cache=cache)
+    runs = []
+    for pictures, layers in ((images[:layer_images], True), (images[layer_images:], False)):
+        if len(pictures):
+            depth = ", every layer" if layers else ""
+            say(f"simulating {len(pictures)} pictures{depth}")
+            run = check.run(
+                simulation, [laid_out], [pictures], layers=layers, timeout_s=24 * 3600.0
+            )[0]
+            check.compare(laid_out, pictures, run)
+            runs.append(run)
+    return Run(
+        *(
+            np.concatenate([getattr(run, name) for run in runs])
+            for name in ("scores", "labels", "cycles", "layer_cycles")
+        ),
+        runs[0].tensors,
+    )
+
+
+# -- a whole board ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class BoardRun:
+    """What a simulated board did with some pictures.
+
+    Attributes
+    ----------
+    scores, labels : (N, classes), (N,)
+    cycles : (N,)
+        From the first layer's start to the class, less the cycles in which a score waited for the
+        serial line: those are the link's, and an engine whose answer is taken at once has none.
+    host_cycles : (N,)
+        From the request's first edge to the end of the reply: what a host sees.
+    layer_cycles : (N, layers)
+    layer_images : int
+        Pictures of which every layer was compared with the golden model.
+    verilog_sha256 : str
+        Of what was simulated.
+    """
+
+    scores: Int
+    labels: Int
+    cycles: Int
+    host_cycles: Int
+    layer_cycles: Int
+    layer_images: int
+    verilog_sha256: str
+
+
+def cell_models(verilog: str) -> list[str]:
+    """The vendor's cells that a design instantiates, as names of models."""
+    return sorted(set(re.findall(r"^\s*(SB_\w+)\s", verilog, re.MULTILINE)))
+
+
+def on_board(
+    verilog: Path,
+    laid_out: Schedule,
+    images: NDArray[np.uint8],
+    clock_hz: float,
+    baud: int,
+    *,
+    layer_images: int = 2,
+    say: Say = lambda line: None,
+    cache: Path | None = None,
+) -> BoardRun:
+    """Simulate the Verilog that is synthesised, pin by pin, and hold it to the golden model.
+
+    The pictures go in over the serial line and the answers come back over it, at its real rate.
+
+    Raises
+    ------
+    MismatchError
+        A reply or a layer differs from what it must be.
+    """
+    text = verilog.read_text()
+    models = [name for name in cell_models(text) if (MODELS / f"{name}.v").exists()]
+    say("building the simulation of top.v")
+    simulation = Simulation.build(verilog, "top", sources=models, cache=cache)
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    if hashlib.sha256(simulation.verilog.read_bytes()).hexdigest() != digest:
+        raise MismatchError(f"{simulation.verilog} must be the {verilog} that is synthesised")
+    say(f"simulating {len(images)} pictures, every layer of {min(layer_images, len(images))}")
+    classes = laid_out.program.scores.channels
+    pixels = check.pixels_of(images)
+    names = check.watched(laid_out)
+    empty = Reply(Status.OK, (0,) * classes, 0)
+    values = simulation.run(
+        "sim.benches.top",
+        parameters={
+            "requests": np.array(
+                [list(encode_request(p.tobytes())) for p in pixels], dtype=np.uint8
+            ),
+            "reply_bytes": len(encode_reply(empty)),
+            "geometry": asdict(laid_out.geometry),
+            "clock_hz": clock_hz,
+            "baud": baud,
+            "reset_cycles": RESET_CYCLES,
+            "patience_ps": int(20 * laid_out.cycles / clock_hz * 1e12),
+            "layer_pictures": min(layer_images, len(images)),
+            "regions": [
+                [[region.first, region.words] for region in map(laid_out.region, layer)]
+                for layer in names
+            ],
+        },
+        timeout_s=24 * 3600.0,
+    ).values
+    run = _collected(values, laid_out, [n for layer in names for n in layer])
+    compared = min(layer_images, len(images))
+    part = Run(*(a[:compared] for a in run[:4]), run[4])
+    check.compare(laid_out, images[:compared], part)
+    check.compare(laid_out, images, Run(*run[:4], {}))
+    host = np.asarray(values["host_ps"]) / int(values["period_ps"])
+    return BoardRun(*run[:3], np.rint(host).astype(np.int64), run[3], compared, digest)
+
+
+def _collected(
+    values: dict[str, object], laid_out: Schedule, names: list[str]
+) -> tuple[Int, Int, Int, Int, dict[str, Int]]:
+    """(scores, labels, cycles, layer cycles, tensors) of a bench's values."""
+    replies = [_read(np.asarray(r, dtype=np.uint8).tobytes()) for r in values["replies"]]  # type: ignore[attr-defined]
+    period = int(values["period_ps"])  # type: ignore[call-overload]
+    started, done, offered = (
+        np.rint(np.asarray(values[name]) / period).astype(np.int64)
+        for name in ("started", "done", "offered")
+    )
+    held = (offered[:, :-1, 1] - offered[:, :-1, 0] - 1).sum(axis=1)
+    tensors: dict[str, list[Int]] = {name: [] for name in names}
+    for i, key in enumerate(k for k in sorted(values, key=_number) if k.startswith("memory")):
+        name = names[i % len(names)]
+        tensors[name].append(check.decode(laid_out, name, np.asarray(values[key])))
+    return (
+        np.array([reply.scores for reply in replies], dtype=np.int64),
+        np.array([reply.label for reply in replies], dtype=np.int64),
+        offered[:, -1, 0] - started[:, 0] - held,
+        done - started,
+        {name: np.stack(maps) for name, maps in tensors.items() if maps},
+    )
+
+
+def _number(name: str) -> int:
+    digits = re.sub(r"\D", "", name)
+    return int(digits) if digits else -1
+
+
+def _read(reply: bytes) -> Reply:
+    """A reply's bytes, which must say OK."""
+    at = 0
+
+    def take(count: int) -> bytes:
+        nonlocal at
+        at += count
+        return reply[at - count : at]
+
+    found = read_reply(take)
+    if found.status is not Status.OK:
+        raise MismatchError(f"the board must answer OK, not {found.status.name}")
+    return found

@@ -1,0 +1,130 @@
+"""The lanes: tiles of random steps with gaps between them, against `arith.pair_sum`."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+import cocotb
+import numpy as np
+from cocotb.triggers import RisingEdge
+
+from compiler import arith
+from compiler.geometry import Geometry
+from hw.lanes import Lanes
+from sim import bench
+from sim.benches.points import Points, Ports, join, split
+
+POINTS = {
+    "plain": Geometry(output_lanes=4),
+    "small": Geometry(input_lanes=4, pixel_lanes=1),
+    "deep": Geometry(activation_bits=3, input_lanes=16, output_lanes=2),
+    "shallow": Geometry(input_lanes=2, output_lanes=16, pixel_lanes=1),
+}
+"""Output lanes are all alike, so few of them do: each costs a second of compilation."""
+
+GRID = {
+    f"b{b}_{i}_{o}_{p}": Geometry(
+        activation_bits=b,
+        input_lanes=i,
+        output_lanes=o,
+        pixel_lanes=p,
+        word_channels=32,
+        accumulator_bits=b + 10,
+    )
+    for b in (2, 5, 8)
+    for i, o, p in ((2, 16, 1), (8, 8, 4), (16, 16, 2), (32, 4, 4))
+}
+"""For the nights."""
+
+
+def design(grid: bool = False):
+    """Several geometries in one model."""
+    points = GRID if grid else POINTS
+    blocks = Points({name: Lanes(geometry) for name, geometry in points.items()})
+    return {"": (blocks, {}, {"points": {name: asdict(g) for name, g in points.items()}})}
+
+
+class _Tiles:
+    """Random steps, each (x, signs, last), and the sums that `arith` makes of each tile."""
+
+    def __init__(self, geometry: Geometry, rng: np.random.Generator) -> None:
+        self.g, self.rng = geometry, rng
+        self.top = (1 << geometry.activation_bits) - 1
+        worst = geometry.input_lanes * self.top + geometry.input_lanes // 2
+        self.most = ((1 << geometry.accumulator_bits - 1) - 1) // worst
+
+    def tile(self, kind: str) -> tuple[list[tuple[int, int, int]], list[int]]:
+        """One tile of steps as (x, weights, last) words, and its sums as integers."""
+        g, rng = self.g, self.rng
+        steps = self.most if kind in ("lowest", "highest") else int(rng.integers(1, 12))
+        x = rng.integers(0, self.top, (steps, g.pixel_lanes, g.input_lanes), endpoint=True)
+        signs = rng.choice(np.array([-1, 1], np.int8), (steps, g.output_lanes, g.input_lanes))
+        if kind in ("lowest", "highest"):
+            x[:], signs[:] = self.top, 1 if kind == "highest" else -1
+        elif kind == "ends":
+            x = np.where(x > self.top // 2, self.top, 0)
+        same, negate = arith.recode_pairs(signs)
+        each = arith.pair_sum(x[:, None], same[:, :, None], negate[:, :, None])
+        coded = np.stack([same, negate], axis=-1)
+        words = [
+            (join(x[s].ravel(), g.activation_bits), join(coded[s].ravel(), 1), int(s == steps - 1))
+            for s in range(steps)
+        ]
+        return words, [int(v) for v in each.sum(axis=0).ravel()]
+
+
+async def _run(dut, name: str, geometry: Geometry, tiles: int, gap: float) -> int:
+    """Drives a point; returns how many tiles it has held to account."""
+    ports, edge = Ports(dut, name), RisingEdge(dut.clk)
+    rng = np.random.default_rng([cocotb.RANDOM_SEED, len(name), int(gap * 10)])
+    draw, latency = _Tiles(geometry, rng), Lanes.latency(geometry)
+    kinds = ["lowest", "highest", *rng.choice(["random", "ends"], tiles)]
+    steps: list[tuple[int, int, int, list[int]]] = []
+    for kind in kinds:
+        words, sums = draw.tile(kind)
+        steps += [(*word, sums) for word in words]
+    due: dict[int, list[int]] = {}
+    weights, cycle, held = None, 0, 0
+    count = geometry.output_lanes * geometry.pixel_lanes
+    width = geometry.accumulator_bits
+    while steps or due or weights is not None:
+        ports.weights.value = int(rng.integers(1 << 30)) if weights is None else weights
+        weights = None
+        busy = bool(steps) and rng.random() >= gap
+        ports.valid.value = int(busy)
+        ports.last.value = int(rng.integers(2))
+        if busy:
+            x, weights, last, sums = steps.pop(0)
+            ports.x.value, ports.last.value = x, last
+            if last:
+                due[cycle + latency] = sums
+        await edge
+        expected = due.pop(cycle, None)
+        assert int(ports.captured.value) == (expected is not None), f"{name}: cycle {cycle}"
+        if expected is not None:
+            got = split(int(ports.sums.value), width, count, signed=True).tolist()
+            assert got == expected, f"{name}, tile {held}: expected {expected}, got {got}"
+            held += 1
+        cycle += 1
+    ports.valid.value = 0
+    return held
+
+
+@cocotb.test()
+async def sums_tiles(dut):
+    """Every tile's sums, exactly `Lanes.latency` cycles after its last step."""
+    given = bench.parameters()
+    bench.start_clock(dut.clk)
+    points = {name: Geometry(**g) for name, g in given["points"].items()}
+    for name in points:
+        Ports(dut, name).valid.value = 0
+    await bench.reset(dut)
+    held = 0
+    for gap in (0.0, 0.4):
+        tasks = [
+            cocotb.start_soon(_run(dut, name, g, given.get("tiles", 60), gap))
+            for name, g in points.items()
+        ]
+        for task in tasks:
+            held += await task
+    bench.publish(tiles=held)

@@ -1,0 +1,200 @@
+"""The loader: Images word by word, with stalls, each piece found where and when it is needed."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import asdict
+
+import cocotb
+import numpy as np
+from cocotb.triggers import ClockCycles, RisingEdge, with_timeout
+
+from compiler import arith
+from compiler.geometry import Geometry
+from compiler.image import Image
+from compiler.schedule import Layer, Param, Schedule, schedule
+from hw.loader import Loader
+from sim import bench
+from sim.benches.networks import random_program
+from sim.benches.points import SMALL, Points, Ports, fields, join
+from sim.drivers import STALLS, StreamSource
+
+POINTS = {"plain": Geometry(weight_depth=128), "small": SMALL}
+
+UNKEPT = ("magic", "geometry")
+"""Fields of the header that are checked and then forgotten."""
+
+
+def design(grid: bool = False):
+    """Two geometries in one model: one with one stream word a step of weights, one with two."""
+    blocks = Points({name: Loader(geometry) for name, geometry in POINTS.items()})
+    points = {name: asdict(geometry) for name, geometry in POINTS.items()}
+    return {"": (blocks, {}, {"points": points, "images": 8 if grid else 2})}
+
+
+def param_words(param: Param, geometry: Geometry) -> list[int]:
+    """The stream words of a channel's parameters."""
+    bits, mask = geometry.stream_bits, (1 << geometry.stream_bits) - 1
+    value = fields(geometry.param_fields, asdict(param))
+    return [value >> bits * i & mask for i in range(geometry.param_words)]
+
+
+def weight_steps(layer: Layer, geometry: Geometry) -> list[list[int]]:
+    """Each group's steps of weights as the lanes take them."""
+    same, negate = arith.recode_pairs(layer.signs(geometry))
+    coded = np.stack([same, negate], axis=-1)
+    return [[join(step.ravel(), 1) for step in group] for group in coded]
+
+
+class _Engine:
+    """Stands for the rest of the engine: asks for what comes next, checks it, lets it go."""
+
+    def __init__(self, dut, name: str, geometry: Geometry, rng: random.Random) -> None:
+        self.ports, self.edge, self.g, self.rng = Ports(dut, name), RisingEdge(dut.clk), geometry, rng
+        self.bank = self.ring = self.groups = self.records = 0
+        cocotb.start_soon(self._count())
+
+    async def _count(self) -> None:
+        while True:
+            await self.edge
+            self.groups += int(self.ports.group_loaded.value)
+            self.records += int(self.ports.record_ready.value)
+
+    async def pause(self) -> None:
+        """Nothing, for some cycles."""
+        for _ in range(self.rng.choice((0, 0, 1, 2, 7, 60))):
+            await self.edge
+
+    async def strobe(self, name: str) -> None:
+        """One cycle of a strobe."""
+        getattr(self.ports, name).value = 1
+        await self.edge
+        getattr(self.ports, name).value = 0
+
+    async def read(self, kind: str, address: int) -> int:
+        """A word of parameters or weights, one cycle after its address."""
+        getattr(self.ports, f"{kind}_address").value = address
+        await self.edge
+        getattr(self.ports, f"{kind}_address").value = 0
+        await self.edge
+        data = self.ports.param_data if kind == "param" else self.ports.weights
+        return int(data.value)
+
+    async def hold_params(self, params: tuple[Param, ...], where: str) -> None:
+        """Compare the oldest bank of parameters, and turn to the other."""
+        g = self.g
+        expected = [word for p in params for word in param_words(p, g)]
+        for i, word in enumerate(expected):
+            got = await self.read("param", self.bank * g.output_lanes * g.param_words + i)
+            assert got == word, f"{where}: word {i} of parameters must be {word:#x}, not {got:#x}"
+        self.bank ^= 1
+
+    async def hold_weights(self, steps: list[int], where: str) -> None:
+        """Compare the oldest group of weights, and go on in the ring."""
+        for i, step in enumerate(steps):
+            got = await self.read("weight", (self.ring + i) % self.g.weight_depth)
+            assert got == step, f"{where}: step {i} of weights must be {step:#x}, not {got:#x}"
+        self.ring += len(steps)
+
+    async def picture(self, plan: Schedule) -> None:
+        """All of an Image, once."""
+        ports, g = self.ports, self.g
+        while ports.input_ready.value == 0:
+            await self.edge
+        assert ports.known.value == 1 and ports.error.value == 0
+        kept = [(n, w) for n, w in g.header_fields if n not in UNKEPT]
+        skipped = sum(w for n, w in g.header_fields if n in UNKEPT)
+        assert int(ports.header.value) >> skipped == fields(kept, plan.header)
+        await self.hold_params(plan.input_params, "input")
+        await self.pause()
+        await self.strobe("input_done")
+        for layer in plan.layers:
+            await self.layer(layer)
+        await self.pause()
+        await self.strobe("image_done")
+        for _ in range(2):
+            await self.edge
+        assert ports.input_ready.value == 0
+
+    async def layer(self, layer: Layer) -> None:
+        """A record, then its groups."""
+        g, ports = self.g, self.ports
+        await self.pause()
+        seen = self.records
+        await self.strobe("next_layer")
+        while self.records == seen:
+            await self.edge
+        record = fields(g.record_fields, layer.record)
+        assert int(ports.record.value) == record, layer.name
+        steps = [] if layer.record["pool"] else weight_steps(layer, g)
+        taken = self.groups - int(ports.group_loaded.value)
+        for n, group in enumerate(steps):
+            while self.groups - taken <= n:
+                await self.edge
+            where = f"{layer.name}, group {n}"
+            if self.rng.random() < 0.3:
+                await ClockCycles(ports._dut.clk, 150)  # time enough to load too much
+            await self.hold_params(layer.params[n], where)
+            await self.hold_weights(group, where)
+            assert int(ports.record.value) == record, where
+            await self.strobe("group_done")
+
+
+async def _run(dut, name: str, geometry: Geometry, images: int, stall: str) -> int:
+    rng = random.Random(f"{cocotb.RANDOM_SEED}/{name}/{stall}")
+    plans = [
+        schedule(
+            random_program(i, channels=((5, 20), (17,), (3, 9, 12))[i % 3], shape=(1 + i % 3, 9, 9)),
+            geometry,
+        )
+        for i in range(images)
+    ]
+    order = [plan for plan in plans for _ in range(2)]
+    source = StreamSource(dut, Ports(dut, name).name("i"), stall=STALLS[stall])
+    source.start(word for plan in order for word in Image.of(plan).words())
+    engine = _Engine(dut, name, geometry, rng)
+    for plan in order:
+        await engine.picture(plan)
+    return source.sent
+
+
+@cocotb.test()
+async def loads_ahead(dut):
+    """Header, records, parameters and weights; nothing in use is written over."""
+    given = bench.parameters()
+    bench.start_clock(dut.clk)
+    points = {name: Geometry(**g) for name, g in given["points"].items()}
+    words = 0
+    for stall in STALLS:
+        for name in points:
+            ports = Ports(dut, name)
+            for strobe in ("input_done", "next_layer", "group_done", "image_done"):
+                getattr(ports, strobe).value = 0
+        await bench.reset(dut)
+        tasks = [
+            cocotb.start_soon(_run(dut, name, g, given["images"], stall))
+            for name, g in points.items()
+        ]
+        for task in tasks:
+            words += await with_timeout(task, 20, "ms")
+    bench.publish(words=words)
+
+
+@cocotb.test()
+async def refuses(dut):
+    """A wrong first or second word: ``error`` until reset, and not a word more is taken."""
+    given = bench.parameters()
+    bench.start_clock(dut.clk)
+    for name, g in given["points"].items():
+        geometry, ports = Geometry(**g), Ports(dut, name)
+        words = Image.of(schedule(random_program(0), geometry)).words()
+        for wrong in (0, 1):
+            for bit in (0, 17, 31):
+                source = StreamSource(dut, ports.name("i"))
+                await bench.reset(dut)
+                task = source.start(w ^ (i == wrong) << bit for i, w in enumerate(words))
+                await ClockCycles(dut.clk, len(words) + 20)
+                assert source.sent == wrong + 1
+                assert ports.error.value == 1 and ports.known.value == 0
+                assert ports.input_ready.value == 0
+                task.cancel()
