@@ -53,8 +53,8 @@ class Plan:
     ----------
     board : Board
     geometry : Geometry
-    clock_hz : float
-        What the PLL makes: near to what was asked for.
+    wanted_hz, clock_hz : float
+        The clock that was asked for, and what the PLL makes of it.
     baud : int
         Of the serial link.
     seeds : tuple of int
@@ -63,6 +63,7 @@ class Plan:
 
     board: Board
     geometry: Geometry
+    wanted_hz: float
     clock_hz: float
     baud: int
     seeds: tuple[int, ...]
@@ -70,7 +71,7 @@ class Plan:
     def top(self, image: Image) -> BoardTop:
         """The whole design."""
         return BoardTop(
-            self.board, lambda hz: Top(image, hz, self.baud, "spram"), self.clock_hz
+            self.board, lambda hz: Top(image, hz, self.baud, "spram"), self.wanted_hz
         )
 
 
@@ -100,7 +101,7 @@ def plan(
     except ValueError as error:
         raise UsageError(f"board {board.name!r}: {error}", _rates(real)) from error
     geometry = geometry_for(board.geometry, activation_bits, lanes)
-    return Plan(board, geometry, real, rate, tuple(range(1, seeds + 1)))
+    return Plan(board, geometry, wanted, real, rate, tuple(range(1, seeds + 1)))
 
 
 def _rates(clock_hz: float) -> str:

@@ -135,6 +135,9 @@ class Board:
 
 UP5K = Budget(lut=5280, bram=30, spram=4, dsp=8)
 
+UP5K_GEOMETRY = Geometry(input_lanes=8, output_lanes=4, pixel_lanes=2)
+"""The largest engine that fits beside an Image in block RAM and the serial link; see docs/engine.md."""
+
 ICEPROG = Programmer("iceprog", ("-o", "{offset}", "{file}"), "apt install fpga-icestorm")
 OPENFPGALOADER = Programmer(
     "openFPGALoader",
@@ -167,9 +170,10 @@ ICEBREAKER = Board(
         "flash_copi": Pin("14"),
         "flash_cipo": Pin("17"),
     },
-    clock_hz=36e6,
+    clock_hz=18e6,
     baud=1_000_000,
     flash=Flash(size=16 << 20, image_offset=1 << 20),
+    geometry=UP5K_GEOMETRY,
     programmers=(ICEPROG, OPENFPGALOADER),
 )
 
@@ -195,9 +199,10 @@ ICESUGAR = Board(
         "flash_copi": Pin("14"),
         "flash_cipo": Pin("17"),
     },
-    clock_hz=36e6,
+    clock_hz=18e6,
     baud=115_200,
     flash=Flash(size=8 << 20, image_offset=1 << 20),
+    geometry=UP5K_GEOMETRY,
     programmers=(ICESPROG,),
 )
 

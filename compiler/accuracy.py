@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from compiler import golden
+from compiler import datasets, golden
 from compiler import graph as ir
-from compiler.checkpoint import Checkpoint
+from compiler.checkpoint import Checkpoint, Network
+from compiler.datasets import Dataset
+from compiler.errors import SignumError, UsageError
 from compiler.graph import Graph
 from compiler.lower import lower, quantised
 from compiler.program import Program
@@ -96,3 +100,65 @@ def measure(
 
 def _classes(graph: Graph, images: NDArray[np.uint8], *, quantised_: bool) -> NDArray[np.int64]:
     return np.asarray(np.argmax(ir.scores(graph, images, quantised_), axis=1))
+
+
+# -- data ------------------------------------------------------------------------------------------
+
+CALIBRATION_IMAGES = 256
+"""Training images from which steps are chosen, where they have to be."""
+
+
+def open_data(
+    checkpoint: Checkpoint, name: str | None = None, folder: Path | None = None
+) -> tuple[Dataset | None, str]:
+    """The data set to compare on, or None and why there is none.
+
+    Parameters
+    ----------
+    name : str, optional
+        Default: what the checkpoint was trained on.
+    folder : Path, optional
+        Default: ``$SIGNUM_DATA``.
+
+    Raises
+    ------
+    UsageError, DataError
+        What was asked for by name or folder cannot be had, or does not suit the network.
+    """
+    asked = name is not None or folder is not None
+    name = name or dict(checkpoint.training or {}).get("dataset")
+    if not isinstance(name, str):
+        return None, "the checkpoint names no data set; --dataset NAME does"
+    place = os.environ.get("SIGNUM_DATA")
+    try:
+        data = datasets.load(name, folder or (Path(place) if place else None))
+        _check_suits(data, checkpoint.network)
+    except SignumError as error:
+        if asked:
+            raise
+        return None, f"{error}{f' ({error.hint})' if error.hint else ''}"
+    return data, ""
+
+
+def _check_suits(data: Dataset, network: Network) -> None:
+    if data.image_shape != network.input:
+        raise UsageError(
+            f"data set {data.name!r} must have images of {network.input}, not {data.image_shape}",
+            "--dataset NAME takes the one that the network was trained on",
+        )
+    if len(data.class_names) > network.classes:
+        raise UsageError(
+            f"data set {data.name!r} must have at most {network.classes} classes, "
+            f"not {len(data.class_names)}"
+        )
+
+
+def calibration_of(data: Dataset | None) -> NDArray[np.uint8] | None:
+    """The training images that steps are chosen from."""
+    return None if data is None else data.train_images[:CALIBRATION_IMAGES]
+
+
+def noise(shape: tuple[int, int, int], count: int) -> NDArray[np.uint8]:
+    """Pictures of nothing, always the same, to compare models on where there is no data."""
+    rng = np.random.default_rng(0)
+    return rng.integers(0, 256, (count, *shape), dtype=np.uint8)

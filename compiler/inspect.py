@@ -87,7 +87,8 @@ def rows(program: Program, laid_out: Schedule | None = None) -> list[Row]:
                 found[-1] |= {
                     "step": out.step,
                     "fraction_bits": stairs.fraction_bits,
-                    "thresholds": stairs.channels * ((1 << stairs.bits) - 1),
+                    # Scores have a step for each of their values: it is a division, no comparison.
+                    "thresholds": 0 if out.kind == "score" else stairs.channels * out.high,
                 }
     costs = _costs(laid_out) if laid_out else {}
     return [Row(**row | costs.get(row["name"], {})) for row in found]
@@ -144,7 +145,7 @@ def show(program: Program, laid_out: Schedule | None, console: Console) -> None:
     heads = "layer kind in out s Δ u j F range acc res thresholds weights additions".split()
     for head in [*heads, *(["cycles", "memory words"] if laid_out else [])]:
         left = head in ("layer", "kind", "memory words")
-        table.add_column(head, justify="left" if left else "right", overflow="fold")
+        table.add_column(head, justify="left" if left else "right", no_wrap=True)
     for row in rows(program, laid_out):
         cells = [
             *(row.name, row.kind, _shape(row.shape_in), _shape(row.shape_out)),

@@ -83,7 +83,7 @@ class ActivationMemory(wiring.Component):
         blocks = -(-len(written) // SPRAM_BITS)
         outputs = []
         for i in range(blocks):
-            output = Signal(SPRAM_BITS, name=f"spram{i}")
+            output = Signal(SPRAM_BITS, name=f"output{i}")
             m.submodules[f"spram{i}"] = Instance(
                 "SB_SPRAM256KA",
                 i_ADDRESS=Cat(self.address, Const(0, 14 - g.address_bits)),

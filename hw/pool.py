@@ -153,7 +153,7 @@ class Pool(wiring.Component):
         )
         total = drain[0]
         both, one = short_row & short_column, short_row ^ short_column
-        m.d.comb += [
+        m.d.sync += [
             # 9 = 8 + 1, 6 = 4 + 2, 4
             self.value.eq(
                 Mux(both, total << 3, total << 2) + Mux(both, total, Mux(one, total << 1, 0))

@@ -12,6 +12,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from types import ModuleType
 
 from compiler.errors import SignumError, UsageError
@@ -89,6 +90,73 @@ def list_blocks(_args: argparse.Namespace) -> int:
     return 0
 
 
+def accuracy(args: argparse.Namespace) -> int:
+    """Float, golden and simulated RTL on the same test images, side by side."""
+    import numpy as np
+    from rich.console import Console
+
+    from boards import records
+    from boards.build import geometry_for
+    from compiler import accuracy as accuracies
+    from compiler import checkpoint, graph
+    from sim import accuracy as simulation
+
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+
+    def say(line: str) -> None:
+        console.print(line, markup=False)
+
+    board = records.find(args.board or "ice40")
+    read = checkpoint.load(args.file)
+    data, missing = accuracies.open_data(read, args.dataset, args.data)
+    if data is None:
+        raise UsageError(f"there must be images to run: {missing}", "--dataset NAME --data DIR")
+    needed = accuracies.needs_calibration(read, args.activation_bits)
+    calibration = accuracies.calibration_of(data) if needed else None
+    network = graph.build(read)
+    program = accuracies.program_of(network, args.activation_bits, calibration)
+    geometry = geometry_for(board.geometry, program.activation_bits, args.lanes)
+    laid_out = simulation.fitted(program, geometry, strict=args.board is not None)
+    if laid_out.geometry != geometry:
+        say(f"{program.network} does not fit {board.name}: simulating an engine with more memory")
+    images, labels = data.test_images[: args.images], data.test_labels[: args.images]
+    measured = accuracies.measure(network, program, images, labels, calibration)
+    started = time.monotonic()
+    run = simulation.on_engine(laid_out, images, layer_images=args.layers, say=say)
+    cycles = round(float(np.mean(run.cycles)))
+    achieved = program.addsub_per_image / cycles
+    report = {
+        "network": program.network,
+        "activation_bits": program.activation_bits,
+        "lanes": laid_out.geometry.lanes,
+        "accuracy": measured.report()
+        | {
+            "rtl": float(np.mean(run.labels == labels)),
+            "rtl_layer_images": min(args.layers, len(images)),
+            "golden_equals_rtl": True,  # `on_engine` raises otherwise
+        },
+        "cycles_per_image": {"predicted": laid_out.cycles, "simulated": cycles},
+        "utilisation": achieved / laid_out.geometry.lanes,
+        "seconds": round(time.monotonic() - started, 1),
+    }
+    if args.json:
+        print(json.dumps(report, indent=1))
+        return 0
+    found = report["accuracy"]
+    print(f"{program.network}, {len(images)} test images of {data.name}")
+    for name in ("float_unquantised", "float", "golden", "rtl", "golden_agrees_float"):
+        print(f"{name:20} {100 * found[name]:.2f} %")
+    print(
+        f"rtl equals golden: all scores of {len(images)} images, "
+        f"every layer of {found['rtl_layer_images']}"
+    )
+    print(
+        f"{cycles:,} cycles an image, {laid_out.cycles:,} predicted; "
+        f"{100 * report['utilisation']:.1f} % of {laid_out.geometry.lanes} lanes busy"
+    )
+    return 0
+
+
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     top = argparse.ArgumentParser(prog="python -m sim", description=__doc__)
@@ -105,6 +173,24 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--json", action="store_true", help="results on standard output as JSON")
     command.set_defaults(function=run)
 
+    command = commands.add_parser(
+        "accuracy", help="float, golden and simulated RTL accuracy of a network"
+    )
+    command.add_argument("file", metavar="FILE", help="checkpoint (.pt)")
+    command.add_argument("--images", type=_count, default=4, metavar="N", help="how many")
+    command.add_argument(
+        "--layers", type=_count, default=1, metavar="N", help="of how many every layer is compared"
+    )
+    command.add_argument(
+        "--activation-bits", type=int, choices=range(2, 9), metavar="b", help="2 .. 8"
+    )
+    command.add_argument("--board", metavar="B", help="its engine, and no roomier one")
+    command.add_argument("--lanes", type=_lanes, metavar="INxOUTxPIX", help="default: the board's")
+    command.add_argument("--dataset", metavar="NAME", help="default: what it was trained on")
+    command.add_argument("--data", type=Path, metavar="DIR", help="default: $SIGNUM_DATA")
+    command.add_argument("--json", action="store_true", help="results on standard output as JSON")
+    command.set_defaults(function=accuracy)
+
     command = commands.add_parser("list", help="list the blocks that have a bench")
     command.set_defaults(function=list_blocks)
     return top
@@ -114,6 +200,20 @@ def _seed(text: str) -> int:
     if not text.isdecimal() or len(text) > 9:
         raise argparse.ArgumentTypeError(f"must be a number of at most nine digits, not {text!r}")
     return int(text)
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or not 0 < int(text) < 10**9:
+        raise argparse.ArgumentTypeError(f"must be a positive number, not {text!r}")
+    return int(text)
+
+
+def _lanes(text: str) -> tuple[int, int, int]:
+    parts = text.lower().split("x")
+    if len(parts) != 3 or not all(part.isdecimal() and len(part) < 5 for part in parts):
+        raise argparse.ArgumentTypeError(f"must be INxOUTxPIXELS such as 8x8x2, not {text!r}")
+    across, out, pixels = map(int, parts)
+    return across, out, pixels
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

