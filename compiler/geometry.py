@@ -173,6 +173,11 @@ class Geometry:
         )
 
     @property
+    def lane_cycles(self) -> int:
+        """Cycles from a step to its sums: pair sums, terms, and the levels of the adder tree."""
+        return 2 + max(1, (self.input_lanes // 2 - 1).bit_length())
+
+    @property
     def tile_cycles(self) -> int:
         """Fewest cycles between two tiles: the requantiser's."""
         return self.output_lanes * self.channel_cycles

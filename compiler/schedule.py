@@ -16,14 +16,10 @@ from numpy.typing import NDArray
 
 from compiler import arith
 from compiler.arith import Staircase
+from compiler.cycles import layer_cycles
 from compiler.errors import CapacityError
 from compiler.geometry import MAGIC, POOL_SHIFT, Geometry
 from compiler.program import Add, Conv, Pool, Program, Quantise, SumPixels, Tensor
-
-LAYER_FILL = 24
-"""Cycles from a layer's first window word to its first captured tile beyond the tile's own steps,
-plus those after the last tile until the last activation is written; measured, see docs/engine.md."""
-
 
 @dataclass(frozen=True, slots=True)
 class Param:
@@ -357,7 +353,7 @@ class _Builder:
                 )
         if isinstance(f.op, Pool):
             return Layer(
-                f.name, record, (), b"", None, f.op.output, 0, self._pool_cycles(record)
+                f.name, record, (), b"", None, f.op.output, 0, layer_cycles(record, self.geometry, 0)
             )
         signs = self._signs(f, f.op, record)
         params = self._params(f, f.op, record, signs)
@@ -370,7 +366,7 @@ class _Builder:
             f.quantise.output if record["requantise"] and f.quantise else None,
             f.add.output if f.add and done else None,
             self.program.addsub(f.op) if done else 0,
-            self._conv_cycles(record),
+            layer_cycles(record, self.geometry, self.program[f.op.output].channels),
         )
 
     def _blank(self) -> dict[str, int]:
@@ -683,48 +679,3 @@ class _Builder:
         dropped = record["down"] - g.max_left_shift
         rounding = 1 << dropped >> 1 if dropped > 0 else 0
         return [int(rounding - a) for a in acc.reshape(-1)]
-
-    # -- cycles --------------------------------------------------------------------------------
-
-    def _conv_cycles(self, r: Mapping[str, int]) -> int:
-        """Cycles of a convolution layer.
-
-        Tiles follow one another at the pace of the slowest of: the lanes' steps, the requantiser,
-        and the memory port (window words and the requantiser's accesses). A group starts when its
-        weights are there and the last group's tiles are on their way; they load while the group
-        before is computed.
-        """
-        g = self.geometry
-        rows, columns, words = r["kernel_h_less"] + 1, r["kernel_w_less"] + 1, r["words_less"] + 1
-        steps = rows * columns * ((words - 1) * g.halves + r["halves_less"] + 1)
-        fetched = g.pixel_lanes * columns if r["stride2"] else g.pixel_lanes + columns - 1
-        tiles = (r["height_out_less"] + 1) * (r["tiles_less"] + 1)
-        groups = r["groups_less"] + 1
-        weights = r["weight_words"] * (g.weight_bits // g.stream_bits)
-        load = weights + g.output_lanes * g.param_words
-
-        def tile_cycles(group: int) -> int:
-            accesses = g.pixel_lanes * r["requantise"]
-            if r["residual"]:
-                accesses += g.residual_words * (2 if group < r["residual_groups"] else 1)
-            pace = max(steps, g.tile_cycles, rows * words * fetched + accesses)
-            return -(-pace // g.phase_cycles) * g.phase_cycles if r["residual"] else pace
-
-        loaded = g.words(g.record_fields)
-        done = 0
-        held: list[int] = []  # when each group let go of its weights
-        for group in range(groups):
-            fits = g.weight_depth // r["weight_words"] if r["weight_words"] else 2
-            room = held[group - min(2, fits)] if group >= min(2, fits) else 0
-            loaded = max(loaded, room) + load
-            done = max(loaded, done) + tiles * tile_cycles(group)
-            held.append(done)
-        return done + LAYER_FILL
-
-    def _pool_cycles(self, r: Mapping[str, int]) -> int:
-        tiles = (r["height_out_less"] + 1) * (r["tiles_less"] + 1)
-        taps = arith.POOL_KERNEL**2
-        groups = r["groups_less"] + 1
-        return self.geometry.words(self.geometry.record_fields) + tiles * groups * (
-            taps + 1
-        ) + LAYER_FILL

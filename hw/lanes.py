@@ -16,7 +16,7 @@ class Lanes(wiring.Component):
     one of them, negated or not, by one LUT4 a bit. Negation is by one's complement: the parameters'
     bias makes up for it (`compiler.schedule`).
 
-    Timing: `latency` cycles from a step to its sums. With a tile's last step `captured` is high and `sums`
+    Timing: `Geometry.lane_cycles` from a step to its sums. With a tile's last step `captured` is high and `sums`
     are the tile's; the accumulators start from 0 with the step behind it. One step a cycle. Weights
     come one cycle after their step (a RAM block's latency).
 
@@ -44,16 +44,11 @@ class Lanes(wiring.Component):
             }
         )
 
-    @staticmethod
-    def latency(geometry: Geometry) -> int:
-        """Cycles from a step to `captured`: pair sums, terms, and the levels of the tree."""
-        return 2 + max(1, (geometry.input_lanes // 2 - 1).bit_length())
-
     def elaborate(self, platform: object) -> Module:
         m = Module()
         g = self._geometry
         b, pairs = g.activation_bits, g.input_lanes // 2
-        cycles = self.latency(g)
+        cycles = g.lane_cycles
         valid = [Signal(name=f"valid{i}") for i in range(cycles)]
         last = [Signal(name=f"last{i}") for i in range(cycles)]
         m.d.sync += [

@@ -9,7 +9,6 @@ from amaranth.lib.wiring import In, Out
 from compiler import arith
 from compiler.geometry import POOL_SHIFT, Geometry
 from hw.layout import memory_read, memory_write, struct
-from hw.lanes import Lanes
 
 
 STEPS_PER_CYCLE = 2
@@ -156,7 +155,7 @@ class Requantiser(wiring.Component):
 
     def __init__(self, geometry: Geometry) -> None:
         self._geometry = g = geometry
-        lead = Lanes.latency(g) - g.param_words
+        lead = g.lane_cycles - g.param_words
         if lead < 0 or g.channel_cycles < 2:
             raise ValueError(f"param_words must be 2, not {g.param_words}")
         if (3 + g.pixel_lanes - g.channel_cycles) % g.phase_cycles == 0:
