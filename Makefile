@@ -51,7 +51,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@echo "setup: done; try 'make demo' or 'make test'"
 
 demo: $(STAMP)  ## checkpoint to bitstream and simulated digits on the iCEBreaker
-	$(BIN)/python -m compiler build train/zoo/$(DEMO).pt --board ice40 --out build/$(DEMO)
+	$(BIN)/python -m compiler build train/zoo/$(DEMO).pt --board ice40
 
 test: $(STAMP)  ## all tests but the slow ones
 	$(PYTEST) -m "not slow and $(HERE)" $(ARGS)

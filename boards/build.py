@@ -21,6 +21,7 @@ from boards.toolchain import (
     Routing,
     RoutingOptions,
     SynthesisOptions,
+    TimingError,
     Tool,
 )
 from compiler.errors import BuildError, CapacityError, UsageError
@@ -70,9 +71,7 @@ class Plan:
 
     def top(self, image: Image) -> BoardTop:
         """The whole design."""
-        return BoardTop(
-            self.board, lambda hz: Top(image, hz, self.baud, "spram"), self.wanted_hz
-        )
+        return BoardTop(self.board, lambda hz: Top(image, hz, self.baud, "spram"), self.wanted_hz)
 
 
 def plan(
@@ -196,7 +195,10 @@ def fit(program: Program, plan: Plan, smaller: Callable[[], str] = str) -> tuple
     try:
         laid_out = schedule(program, plan.geometry)
     except CapacityError as error:
-        raise CapacityError(f"{error} (board {board.name!r})", _advice(smaller)) from error
+        name = smaller()
+        # Where a network of this size would fit, it is not its size.
+        hint = error.hint if name == program.network else _advice(name)
+        raise CapacityError(f"{error} (board {board.name!r})", hint) from error
     image = Image.of(laid_out)
     words = 0
     budget = board.budget.bram
@@ -210,13 +212,12 @@ def fit(program: Program, plan: Plan, smaller: Callable[[], str] = str) -> tuple
                 f"layer {number} ({name}): the network's Image needs {need.image} block RAMs, but "
                 f"board {board.name!r} has {budget - need.engine} beside the {need.engine} of the "
                 f"engine, and they are full at this layer",
-                _advice(smaller),
+                _advice(smaller()),
             )
     return laid_out, image
 
 
-def _advice(smaller: Callable[[], str]) -> str:
-    name = smaller()
+def _advice(name: str) -> str:
     fits = f"{name} would fit; " if name else ""
     return f"{fits}`python -m sim accuracy FILE` simulates a network that fits no board"
 
@@ -301,26 +302,29 @@ def make_bitstream(
 
     def synthesise() -> Result:
         (folder / "synthesis.json").unlink(missing_ok=True)
-        netlist = build.synthesise((folder / "top.v").read_text(), device=board.speed, options=chosen)
+        netlist = build.synthesise(
+            (folder / "top.v").read_text(), device=board.speed, options=chosen
+        )
         return asdict(netlist.cells)
 
     inputs = [file_digest(folder / "top.v"), chosen, board.speed, found["yosys"].version]
-    cells = Cells(
-        **stages.run("synthesis", inputs, ("netlist.json", "netlist.v"), synthesise)
-    )
+    cells = Cells(**stages.run("synthesis", inputs, ("netlist.json", "netlist.v"), synthesise))
     check_cells(cells, plan)
     netlist = Netlist(folder / "netlist.json", folder / "netlist.v", cells)
 
     def route() -> Result:
         (folder / "routing.json").unlink(missing_ok=True)
-        routing = build.place_and_route(
-            netlist,
-            (folder / "top.pcf").read_text(),
-            device=board.device,
-            package=board.package,
-            clock_hz=plan.clock_hz,
-            options=RoutingOptions(plan.seeds),
-        )
+        try:
+            routing = build.place_and_route(
+                netlist,
+                (folder / "top.pcf").read_text(),
+                device=board.device,
+                package=board.package,
+                clock_hz=plan.clock_hz,
+                options=RoutingOptions(plan.seeds),
+            )
+        except TimingError as error:
+            raise BuildError(str(error), slower_clock(plan, error.achieved_mhz)) from error
         return {
             "seed": routing.seed,
             "clocks": {n: (c.achieved_mhz, c.wanted_mhz) for n, c in routing.clocks.items()},
@@ -376,6 +380,20 @@ def check_cells(cells: Cells, plan: Plan) -> None:
             )
 
 
+def slower_clock(plan: Plan, achieved_mhz: float) -> str:
+    """A hint: the fastest clock that was within reach, that the PLL makes and the link can use."""
+    board = plan.board
+    for quarter in range(int(4 * achieved_mhz), 0, -1):
+        try:
+            real = pll(board.clock_mhz * 1e6, quarter * 0.25e6).output_hz
+            divisor_for(real, plan.baud)
+        except (UsageError, ValueError):
+            continue
+        if real <= achieved_mhz * 1e6:
+            return f"--clock {quarter / 4:g}; or more --seeds than {len(plan.seeds)}"
+    return fewer_lanes(plan.geometry)
+
+
 def fewer_lanes(geometry: Geometry) -> str:
     """A hint: half the lanes."""
     half = geometry.output_lanes // 2
@@ -389,17 +407,12 @@ def fewer_lanes(geometry: Geometry) -> str:
 # -- figures ---------------------------------------------------------------------------------------
 
 
-def link_seconds(request_bytes: int, reply_bytes: int, baud: int) -> float:
-    """Time that a request and its reply take on the line: ten bits a byte."""
-    return 10 * (request_bytes + reply_bytes) / baud
-
-
 def finite(value: float) -> float | None:
     """A figure for JSON, which has no infinity."""
     return value if math.isfinite(value) else None
 
 
-def figures(made: Made, plan: Plan) -> dict[str, Any]:
+def figures(made: Made) -> dict[str, Any]:
     """What `report.json` says of a bitstream."""
     kinds: Sequence[str] = ("lut", "ff", "bram", "spram", "dsp")
     data = made.bitstream.read_bytes()

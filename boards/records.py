@@ -136,7 +136,7 @@ class Board:
 UP5K = Budget(lut=5280, bram=30, spram=4, dsp=8)
 
 UP5K_GEOMETRY = Geometry(input_lanes=8, output_lanes=4, pixel_lanes=2)
-"""The largest engine that fits beside an Image in block RAM and the serial link; see docs/engine.md."""
+"""The largest engine beside an Image in block RAM and the serial link (docs/engine.md)."""
 
 ICEPROG = Programmer("iceprog", ("-o", "{offset}", "{file}"), "apt install fpga-icestorm")
 OPENFPGALOADER = Programmer(
@@ -171,7 +171,7 @@ ICEBREAKER = Board(
         "flash_cipo": Pin("17"),
     },
     clock_hz=18e6,
-    baud=1_000_000,
+    baud=2_000_000,
     flash=Flash(size=16 << 20, image_offset=1 << 20),
     geometry=UP5K_GEOMETRY,
     programmers=(ICEPROG, OPENFPGALOADER),

@@ -34,6 +34,15 @@ from typing import Any
 
 from compiler.errors import BuildError, ToolchainError
 
+
+class TimingError(BuildError):
+    """No seed met timing; ``achieved_mhz`` is what the best reached of its slowest clock."""
+
+    def __init__(self, message: str, hint: str, achieved_mhz: float) -> None:
+        super().__init__(message, hint)
+        self.achieved_mhz = achieved_mhz
+
+
 Progress = Callable[[str], None]
 """Receives one line for each thing the user may want to know while waiting."""
 
@@ -485,11 +494,12 @@ class Build:
             self._progress(f"  {worst.achieved_mhz:.1f} MHz, needs {worst.wanted_mhz:.1f}")
         (self._folder / "top.asc.new").unlink(missing_ok=True)
         seed, best = max(tried.items(), key=lambda item: item[1].achieved_mhz)
-        raise BuildError(
+        raise TimingError(
             f"clock must be {best.wanted_mhz:.2f} MHz, but the best of {len(tried)} seeds "
             f"({seed}) reached {best.achieved_mhz:.2f} MHz "
             f"(critical path: {self._folder / f'nextpnr-seed{seed}.log'})",
             hint=f"a clock of {int(best.achieved_mhz)} MHz is within reach; so may more seeds be",
+            achieved_mhz=best.achieved_mhz,
         )
 
     def _step(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import os
 import sys
 import traceback
@@ -44,6 +45,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code (see `compiler.errors`)."""
     options = _parser().parse_args(arguments)
     console = Console(stderr=True, highlight=False, soft_wrap=True)
+    level = (logging.WARNING, logging.INFO, logging.DEBUG)[min(options.verbose, 2)]
+    logging.basicConfig(level=level, format="%(name)s: %(message)s")
     try:
         options.command(options, console)
     except SignumError as error:
@@ -69,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def build_command(options: argparse.Namespace, console: Console) -> None:
     """Checkpoint to bitstream, its simulation, and a report."""
-    with _progress(console, options.verbose) as say:
+    with _progress(console) as say:
         report = _build(options, say)
     from compiler import report as reports
 
@@ -129,7 +132,7 @@ def _build(options: argparse.Namespace, say: Say) -> dict[str, Any]:
         **report.work(laid_out, cycles, plan.clock_hz),
         "host_images_per_second": plan.clock_hz / simulated["host_cycles"],
         "baud": plan.baud,
-        **boards_build.figures(made, plan),
+        **boards_build.figures(made),
         "budget": asdict(board.budget),
         "memory": report.memory(program, plan.geometry.residual_bits),
         "accuracy": measured
@@ -401,7 +404,7 @@ def golden_command(options: argparse.Namespace, console: Console) -> None:
         raise UsageError(f"there must be images to run: {missing}", "--dataset NAME --data DIR")
     calibration = _calibration(read, options.activation_bits, data)
     float_graph = graph.build(read)
-    with _progress(console, options.verbose) as say:
+    with _progress(console) as say:
         say(f"lowering {float_graph.network}")
         program = accuracy.program_of(float_graph, options.activation_bits, calibration)
         images, labels = data.test_images[: options.images], data.test_labels[: options.images]
@@ -459,9 +462,8 @@ def _paper() -> Console:
 
 
 @contextmanager
-def _progress(console: Console, verbose: int) -> Iterator[Say]:
+def _progress(console: Console) -> Iterator[Say]:
     """Lines as they come; on a terminal also a spinner with the time since the last one."""
-    del verbose
     if not console.is_terminal:
         yield lambda line: console.print(line, markup=False)
         return
@@ -503,7 +505,9 @@ def _megahertz(text: str) -> float:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m compiler", description=__doc__)
     common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("-v", "--verbose", action="count", default=0, help="-vv: tracebacks")
+    common.add_argument(
+        "-v", "--verbose", action="count", default=0, help="say more; -vv: tracebacks"
+    )
     common.add_argument("--json", action="store_true", help="results on standard output as JSON")
     bits = argparse.ArgumentParser(add_help=False)
     bits.add_argument(

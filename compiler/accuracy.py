@@ -15,7 +15,7 @@ from compiler.checkpoint import Checkpoint, Network
 from compiler.datasets import Dataset
 from compiler.errors import SignumError, UsageError
 from compiler.graph import Graph
-from compiler.lower import lower, quantised
+from compiler.lower import lower, quantised, rounded
 from compiler.program import Program
 
 RESIDUAL_BITS = 16
@@ -84,7 +84,7 @@ def measure(
     calibration: NDArray[np.uint8] | None = None,
 ) -> Accuracy:
     """Run images through the float Graph, with and without quantisers, and through the Program."""
-    stepped = quantised(graph, program.activation_bits, calibration)
+    stepped = rounded(quantised(graph, program.activation_bits, calibration), program)
     as_float = _classes(stepped, images, quantised_=True)
     without = _classes(graph, images, quantised_=False)
     result = golden.run(program, images)

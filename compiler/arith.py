@@ -34,6 +34,9 @@ INPUT_BITS = 8
 SIGNED_INPUT_ZERO = 1 << (INPUT_BITS - 1)
 """The q that stands for 0 in the quantised input: q - 128 is the signed 8-bit value."""
 
+INPUT_FRACTION_BITS = 12
+"""Ceiling of F for the quantiser of the image, which has 255 thresholds on 256 values."""
+
 MAX_FRACTION_BITS = 8
 """Ceiling of F. A channel whose divisor stays small even so is nearly a single step, where the
 rounding of a divisor moves no integer input across a threshold."""
@@ -195,6 +198,8 @@ def staircase(
     step: float,
     zero: int,
     bits: int,
+    domain: tuple[int, int] | None = None,
+    max_fraction_bits: int = MAX_FRACTION_BITS,
 ) -> Staircase:
     """Fold ``value = slope*x + intercept``, then ``q = clip(round(value/step) + zero)``.
 
@@ -204,10 +209,17 @@ def staircase(
         The affine function (scale and batch norm) of the integer x, one a channel.
     step, zero, bits
         The quantiser. A ReLU needs nothing of its own where ``zero == 0``: clipping at 0 is it.
+    domain : (low, high), optional
+        Range of x. With it t and d are chosen such that q is the rounded value **for every integer
+        x of the range**, where integers t and d can do that, and F is the smallest for which all
+        channels have such; `MAX_EXACT_BITS` at most.
+    max_fraction_bits : int
+        Largest F.
 
-    Rounding is to nearest, ties upwards, and is part of t. F is the smallest for which every
-    live channel has ``d >= 2**(bits + DIVISOR_MARGIN)``, at most `MAX_FRACTION_BITS`. The threshold below ``zero`` is the one that no
-    rounding of d moves: small values keep their answers.
+    Rounding is to nearest, ties upwards, and is part of t. F is at least so large that every live
+    channel has ``d >= 2**(bits + DIVISOR_MARGIN)``, but at most ``max_fraction_bits``. Where no t and
+    d are exact, the threshold below ``zero`` is the one that no rounding of d moves: small values
+    keep their answers.
 
     A channel is dead when its slope moves the answer by less than half a step over 24 bits of x;
     it gets gain 0 and its constant.
@@ -218,25 +230,64 @@ def staircase(
     width = np.where(live, step / np.abs(np.where(live, slope, 1.0)), np.inf)
     narrowest = float(np.min(width)) if live.any() else 1.0
     fraction_bits = 0
-    while fraction_bits < MAX_FRACTION_BITS and round(narrowest * (1 << fraction_bits)) < 1 << (
+    while fraction_bits < max_fraction_bits and round(narrowest * (1 << fraction_bits)) < 1 << (
         bits + DIVISOR_MARGIN
     ):
         fraction_bits += 1
-    offsets, divisors, gains = [], [], []
-    for a, b, alive in zip(slope.tolist(), intercept.tolist(), live.tolist(), strict=True):
-        if not alive:
-            constant = min(max(math.floor(b / step + zero + 0.5), 0), (1 << bits) - 1)
-            offsets.append(-constant)
-            divisors.append(1)
-            gains.append(0)
-            continue
-        # q >= k  <=>  |a|*gx + b >= (k - zero - 1/2)*step; t is placed such that k = zero is exact
-        divisor = max(1, round(step / abs(a) * (1 << fraction_bits)))
-        threshold = math.ceil((-step / 2 - b) / abs(a) * (1 << fraction_bits))
-        divisors.append(divisor)
-        offsets.append(threshold - zero * divisor)
-        gains.append(1 if a > 0 else -1)
-    return Staircase(bits, fraction_bits, tuple(offsets), tuple(divisors), tuple(gains))
+    lines = list(zip(slope.tolist(), intercept.tolist(), live.tolist(), strict=True))
+    while True:
+        steps = [
+            _one_staircase(a, b, step, zero, bits, domain, fraction_bits)
+            if alive
+            else (-min(max(math.floor(b / step + zero + 0.5), 0), (1 << bits) - 1), 1, 0, True)
+            for a, b, alive in lines
+        ]
+        if fraction_bits == max_fraction_bits or all(exact for *_, exact in steps):
+            t, d, g, _ = zip(*steps, strict=True)
+            return Staircase(bits, fraction_bits, t, d, g)
+        fraction_bits += 1
+
+
+MAX_EXACT_BITS = 8
+"""Widest q whose thresholds are made exact one by one."""
+
+
+def _one_staircase(
+    a: float,
+    b: float,
+    step: float,
+    zero: int,
+    bits: int,
+    domain: tuple[int, int] | None,
+    fraction_bits: int,
+) -> tuple[int, int, int, bool]:
+    """t, d, gain of one live channel, and whether they are exact (or nothing asks them to be)."""
+    gain = 1 if a > 0 else -1
+    unit = 1 << fraction_bits
+    # q >= k  <=>  |a|*gx + b >= (k - zero - 1/2)*step; t is placed such that k = zero is exact
+    d = max(1, round(step / abs(a) * unit))
+    t = math.ceil((-step / 2 - b) / abs(a) * unit) - zero * d
+    if domain is None or bits > MAX_EXACT_BITS:
+        return t, d, gain, True
+    low, high = sorted(gain * x for x in domain)
+    k = np.arange(1, 1 << bits)
+    # The smallest integer that reaches q = k; then t + k*d must lie just above its predecessor.
+    first = np.ceil(((k - zero - 0.5) * step - b) / abs(a))
+    over, under = first > high, first <= low
+    first = np.clip(first, low, high + 1).astype(np.int64)
+    far = 1 << 60
+    above = np.where(under, -far, (first - 1) * unit)
+    upto = np.where(over, far, first * unit)
+    reach = unit // len(k) + 2
+    divisors = np.arange(max(1, d - reach), d + reach + 1)
+    lowest = (above - divisors[:, None] * k).max(axis=1) + 1
+    highest = (upto - divisors[:, None] * k).min(axis=1)
+    fits = np.flatnonzero(lowest <= highest)
+    if len(fits) == 0:
+        return t, d, gain, False
+    best = fits[np.argmin(np.abs(divisors[fits] - d))]
+    exact_t = int(min(max(t, lowest[best]), highest[best]))
+    return exact_t, int(divisors[best]), gain, True
 
 
 # -- convolution -----------------------------------------------------------------------------------
@@ -350,6 +401,9 @@ def pool(r: Int, pads: Pads, count_padding: bool, right_shift: int) -> Int:
     weights = np.vectorize(pool_weight, otypes=[np.int64])(counts)
     return shift(total * weights, -right_shift)
 
+
+MAX_SHIFT = 5
+"""Largest left shift of an addend that lowering asks for."""
 
 POOL_SHIFTS = (3, 5)
 """Right shifts after pooling: at 5 a pooled stream is as wide as it was, at 3 two bits wider."""

@@ -56,9 +56,7 @@ def compare(
         raise UsageError(f"A and B must take the same images, not {shapes[0]} and {shapes[1]}")
     pictures, source = _pictures(sides, shapes[0], dataset, data, images)
     run = [_run(side, pictures) for side in sides]
-    layers = [
-        _difference(name, run[0], run[1]) for name in run[0].values if name in run[1].values
-    ]
+    layers = [_difference(name, run[0], run[1]) for name in run[0].values if name in run[1].values]
     classes = [np.argmax(side.values[SCORES].reshape(len(pictures), -1), axis=1) for side in run]
     return {
         "a": {"path": str(a), "kind": run[0].kind},
@@ -102,17 +100,20 @@ def _run(side: checkpoint.Checkpoint | Program, pictures: NDArray[np.uint8]) -> 
         wanted = [t for t in side.tensors if t.kind in kinds]
         integers = golden.run(side, pictures, [t.name for t in wanted]).tensors
         integers = {t.name: integers[t.name] for t in wanted}
-        real = {t.name: (integers[t.name] - t.zero) * t.step for t in wanted}
+        real = {
+            t.name: np.asarray((integers[t.name] - t.zero) * t.step, np.float64) for t in wanted
+        }
         last = side.scores.name
         real[SCORES] = real.pop(last)
         integers[SCORES] = integers.pop(last)
         return Side("golden", real, integers)
     network = graph.build(side)
-    names = [n.name for n in network.nodes if isinstance(n, graph.Quantiser | graph.Add | graph.AvgPool)]
+    names = [
+        n.name for n in network.nodes if isinstance(n, graph.Quantiser | graph.Add | graph.AvgPool)
+    ]
     values = graph.run(network, pictures, names=names)
-    real = {name: values[name] for name in names}
-    real[SCORES] = values[network.output]
-    return Side("float", real, {})
+    floats = {name: values[name] for name in names} | {SCORES: values[network.output]}
+    return Side("float", floats, {})
 
 
 def _difference(name: str, a: Side, b: Side) -> dict[str, Any]:

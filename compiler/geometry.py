@@ -140,6 +140,15 @@ class Geometry:
         return self.word_channels // 3
 
     @property
+    def input_shift(self) -> int:
+        """How far a pixel is shifted left before its staircase, which so has finer steps."""
+        return arith.INPUT_FRACTION_BITS - arith.MAX_FRACTION_BITS
+
+    @property
+    def input_fraction_bits(self) -> int:
+        return self.fraction_bits + self.input_shift
+
+    @property
     def kernel_bits(self) -> int:
         """Of a window's height and width less one; the head's is a whole map, twice halved."""
         return max(2, self.map_bits - 2)

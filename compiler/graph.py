@@ -135,13 +135,17 @@ class Add:
 
 @dataclass(frozen=True, slots=True)
 class AvgPool:
-    """3x3 stride-2 mean, then channels of zeros appended up to ``channels``."""
+    """3x3 stride-2 mean, then channels of zeros appended up to ``channels``.
+
+    Quantised, it is rounded to multiples of ``unit``, the residual stream's; None leaves it as it is.
+    """
 
     name: str
     source: str
     pads: Pads
     count_padding: bool
     channels: int
+    unit: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,6 +233,14 @@ class Graph:
             return replace(node, bits=width, step=steps[node.name])
 
         return Graph(self.network, tuple(map(renewed, self.nodes)), self.labels)
+
+    def with_pool_units(self, units: dict[str, float]) -> Graph:
+        """The same network with its pools rounded as the residual streams behind them are."""
+        nodes = tuple(
+            replace(node, unit=units[node.name]) if isinstance(node, AvgPool) else node
+            for node in self.nodes
+        )
+        return Graph(self.network, nodes, self.labels)
 
     def reads_image(self, node: Quantiser) -> bool:
         """Whether a quantiser stands behind the image's batch norm: it has 8 bits always."""
@@ -487,7 +499,7 @@ def evaluate(node: Node, read: list[Float], quantised: bool) -> Float:
         case Add():
             return x + read[1]
         case AvgPool():
-            return _average(x, node)
+            return _average(x, node, quantised)
         case GlobalMean():
             return np.asarray(x.mean(axis=(2, 3), keepdims=True))
     raise LoweringError(f"{node.name}: a graph must have one input, not two")
@@ -542,11 +554,18 @@ def _convolve(x: Float, node: Conv) -> Float:
     return np.asarray(convolve(x, node.weights, node.stride, node.pads) * scale[:, None, None])
 
 
-def _average(x: Float, node: AvgPool) -> Float:
+TIE = 1e-6
+"""Pooled sums are whole parts of a unit: what is this near to a tie is one, and goes upwards."""
+
+
+def _average(x: Float, node: AvgPool, quantised: bool) -> Float:
     n, c, h, w = x.shape
     size = node.pads.output_size((h, w), POOL_KERNEL, 2)
     windows = patches(padded(x, node.pads), POOL_KERNEL, 2, size)
     total = windows.reshape(n, c, POOL_KERNEL**2, *size).sum(axis=2)
     out = np.zeros((n, node.channels, *size))
-    out[:, :c] = total / pool_counts((h, w), node.pads, node.count_padding)
+    mean = total / pool_counts((h, w), node.pads, node.count_padding)
+    if quantised and node.unit is not None:
+        mean = np.floor(mean / node.unit + (0.5 + TIE)) * node.unit
+    out[:, :c] = mean
     return out

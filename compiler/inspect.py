@@ -11,6 +11,11 @@ from rich.table import Table
 from compiler.program import Add, Conv, Op, Pool, Program, Quantise, SumPixels, Tensor
 from compiler.schedule import Schedule
 
+HEADS = (
+    *("layer", "kind", "in", "out", "s", "Δ", "u", "j", "F", "range"),
+    *("acc", "res", "thresholds", "weights", "additions"),
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Row:
@@ -142,8 +147,7 @@ def show(program: Program, laid_out: Schedule | None, console: Console) -> None:
     table = Table(
         title=f"{program.network}, {program.activation_bits}-bit activations", title_justify="left"
     )
-    heads = "layer kind in out s Δ u j F range acc res thresholds weights additions".split()
-    for head in [*heads, *(["cycles", "memory words"] if laid_out else [])]:
+    for head in [*HEADS, *(["cycles", "memory words"] if laid_out else [])]:
         left = head in ("layer", "kind", "memory words")
         table.add_column(head, justify="left" if left else "right", no_wrap=True)
     for row in rows(program, laid_out):

@@ -83,6 +83,12 @@ def quantised(
     return calibrate(graph, activation_bits, images)
 
 
+def rounded(graph: Graph, program: Program) -> Graph:
+    """The Graph with all that its Program rounds: the pools too, in the units lowering chose."""
+    units = {op.output: program[op.output].step for op in program.ops if isinstance(op, Pool)}
+    return graph.with_pool_units(units)
+
+
 def mean_before_head(graph: Graph) -> Graph:
     """Move a closing global mean in front of the 1x1 convolution and batch norms it follows.
 
@@ -329,8 +335,9 @@ def _choose_unit(stream: Stream, before: Stream | None) -> None:
     shifts = [j for a in addends if (j := aligned(a, family)) is not None]
     coarsest = math.ceil(math.log2(max(slopes, default=family) / family))
     finest = min(shifts, default=coarsest)
-    if before is not None:  # pooling neither loses what the stream before held, nor widens it much
-        finest = min(max(finest, arith.POOL_SHIFTS[0]), arith.POOL_SHIFTS[1])
+    if before is not None:  # pooling rounds: as finely as the addends' shifts allow
+        least = max(shifts, default=coarsest) - arith.MAX_SHIFT
+        finest = min(max(least, arith.POOL_SHIFTS[0]), arith.POOL_SHIFTS[1])
     stream.unit = family * 2.0**finest
 
 
@@ -426,8 +433,11 @@ class _Emitter:
             raise LoweringError(f"{node.name}: the quantiser of a ReLU must start at 0")
         if node.step is None:
             raise LoweringError(f"{node.name}: a quantiser must have a step")
-        steps = arith.staircase(value.slope, value.intercept, node.step, node.zero, node.bits)
-        steps = steps.restricted(source.low, source.high)
+        most = arith.INPUT_FRACTION_BITS if source.kind == "image" else arith.MAX_FRACTION_BITS
+        domain = source.low, source.high
+        steps = arith.staircase(
+            value.slope, value.intercept, node.step, node.zero, node.bits, domain, most
+        ).restricted(*domain)
         bounds = (0, (1 << node.bits) - 1)
         self._tensor(node.name, node.name, "activation", bounds, node.zero, node.step)
         self.ops.append(Quantise(node.name, source.name, node.name, steps))

@@ -292,9 +292,12 @@ class Program:
             )
             rule(all(d >= 1 for d in s.divisors), "divisors must be at least 1")
             rule(all(g in (-1, 0, 1) for g in s.gains), "gains must be -1, 0 or 1")
+            most = arith.MAX_FRACTION_BITS
+            if source.kind == "image":
+                most = arith.INPUT_FRACTION_BITS
             rule(
-                0 <= s.fraction_bits <= arith.MAX_FRACTION_BITS,
-                f"fraction_bits must be 0 to {arith.MAX_FRACTION_BITS}, not {s.fraction_bits}",
+                0 <= s.fraction_bits <= most,
+                f"fraction_bits must be 0 to {most}, not {s.fraction_bits}",
             )
 
         match op:

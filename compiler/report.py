@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from compiler.geometry import Geometry
-from compiler.program import Program, reads
+from compiler.program import Add, Conv, Pool, Program, SumPixels, reads
 from compiler.schedule import Schedule
 
 Report = dict[str, Any]
@@ -21,28 +21,39 @@ Report = dict[str, Any]
 def memory(program: Program, residual_bits: int) -> dict[str, int]:
     """Bits of weights, and the most that activations and residuals take at once.
 
-    A tensor lives from the operation that writes it to the last that reads it; the engine needs no
-    copy of a residual that it adds to, nor any of accumulators.
+    A tensor lives from the layer that writes it to the last that reads it, both included: a layer
+    reads its window while it writes. A residual sum takes the place of what it is added to, and
+    accumulators never stand in memory.
     """
-    last = {name: i for i, op in enumerate(program.ops) for name in reads(op)}
+    layer_of = _layers(program)
+    last = {name: layer_of[i] for i, op in enumerate(program.ops) for name in reads(op)}
+    merged = {op.residual for op in program.ops if isinstance(op, Add)}
     most = {"activation": 0, "residual": 0}
-    live: dict[str, int] = {}
-    for i, op in enumerate(program.ops):
-        out = program[op.output]
-        live = {name: bits for name, bits in live.items() if last.get(name, -1) >= i}
-        if out.kind == "residual":  # in place of the one it is added to
-            live.pop(getattr(op, "residual", None) or "", None)
-        if out.kind in most:
-            width = residual_bits if out.kind == "residual" else out.bits
-            live[op.output] = out.channels * out.height * out.width * width
-        for kind, bits in most.items():
-            now = sum(b for name, b in live.items() if program[name].kind == kind)
-            most[kind] = max(bits, now)
+    for layer in range(max(layer_of) + 1):
+        now = dict.fromkeys(most, 0)
+        for i, op in enumerate(program.ops):
+            out = program[op.output]
+            end = last.get(op.output, -1)
+            # What is added to is gone in the layer of the addition, where its sum counts.
+            if out.kind in now and layer_of[i] <= layer <= end - (op.output in merged):
+                width = residual_bits if out.kind == "residual" else out.bits
+                now[out.kind] += out.channels * out.height * out.width * width
+        most = {kind: max(bits, now[kind]) for kind, bits in most.items()}
     return {
         "weights_bits": program.weight_bits,
         "activations_bits": most["activation"],
         "residual_bits": most["residual"],
     }
+
+
+def _layers(program: Program) -> list[int]:
+    """For each operation the layer of the engine that does it: a convolution with what follows."""
+    found: list[int] = []
+    for i, op in enumerate(program.ops):
+        begins = isinstance(op, Conv | Pool | SumPixels)
+        joined = i > 0 and isinstance(program.ops[i - 1], SumPixels)
+        found.append((found[-1] if found else 0) + int(begins and not joined))
+    return found
 
 
 def lanes(geometry: Geometry) -> dict[str, int]:

@@ -296,20 +296,28 @@ class _Builder:
 
     def input_params(self, op: Quantise) -> tuple[Param, ...]:
         return tuple(
-            self.param(op.name, op.staircase, c, bias=0) for c in range(op.staircase.channels)
+            self.param(op.name, op.staircase, c, 0, self.geometry.input_fraction_bits)
+            for c in range(op.staircase.channels)
         )
 
-    def param(self, where: str, stairs: Staircase | None, channel: int, bias: int) -> Param:
-        """Parameters of a channel: its staircase at the engine's fraction bits."""
+    def param(
+        self,
+        where: str,
+        stairs: Staircase | None,
+        channel: int,
+        bias: int,
+        fraction_bits: int | None = None,
+    ) -> Param:
+        """Parameters of a channel: its staircase at the engine's fraction bits, or others."""
         g = self.geometry
         if stairs is None:
             return self._checked(where, Param(bias, 0, 1, 0, 1), g.offset_bits)
         serial = stairs.bits > g.activation_bits  # the serial divider takes wider dividends
         offset_bits = g.offset_bits if serial else g.activation_offset_bits
-        wide = stairs.with_fraction_bits(g.fraction_bits)
+        wide = stairs.with_fraction_bits(fraction_bits or g.fraction_bits)
         offset, gain = wide.offsets[channel], wide.gains[channel]
         if gain < 0:  # the hardware negates by one's complement: -x = ~x + 1
-            offset -= 1 << g.fraction_bits
+            offset -= 1 << g.fraction_bits  # x as the hardware holds it
         # A dead channel's divisor is 1 at any F: scaling would only widen it.
         divisor = wide.divisors[channel]
         if gain == 0:

@@ -34,7 +34,18 @@ from __future__ import annotations
 
 from enum import IntEnum
 
-from amaranth.hdl import Cat, Module, Mux, ResetInserter, Signal, Value, ValueLike, signed, unsigned
+from amaranth.hdl import (
+    Array,
+    Cat,
+    Module,
+    Mux,
+    ResetInserter,
+    Signal,
+    Value,
+    ValueLike,
+    signed,
+    unsigned,
+)
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.crc import catalog
 from amaranth.lib.wiring import In, Out
@@ -175,7 +186,7 @@ class Host(wiring.Component):
         m.d.comb += [
             crc.valid.eq(self._check_stb),
             crc.data.eq(Mux(self._replying, self.o_bytes.payload, self.i_bytes.payload)),
-            self._check_byte.eq(crc.crc.word_select(self._index[0], 8)),
+            self._check_byte.eq(Mux(self._index[0], crc.crc[8:], crc.crc[:8])),
         ]
 
     def _add_watch(self, m: Module, *, idle: Value, listening: Value) -> None:
@@ -203,7 +214,8 @@ class Host(wiring.Component):
 
         with m.State("LENGTH"):
             m.d.comb += [i.ready.eq(1), self._check_stb.eq(i.valid)]
-            m.d.comb += differs.eq(i.payload != length.word_select(self._index, 8))
+            bytes_of_length = Array(length.word_select(n, 8) for n in range(LENGTH_BYTES))
+            m.d.comb += differs.eq(i.payload != bytes_of_length[self._index])
             with m.If(i.valid):
                 m.d.sync += self._index.eq(self._index + 1)
                 with m.If(differs):

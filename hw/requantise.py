@@ -346,7 +346,7 @@ class Requantiser(wiring.Component):
         with m.Elif(place.shift):
             m.d.sync += Cat(*drain).eq(Cat(*drain[1:]))
         with m.If(self.input_mode):
-            m.d.sync += drain[0].eq(self.byte)
+            m.d.sync += drain[0].eq(self.byte << g.input_shift)
         total = Signal(signed(self.value_bits + 1))
         value = Mux(r.pool, self.pooled, drain[0])
         m.d.comb += total.eq(value + Mux(r.pool, r.rounding, bias))

@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from compiler.errors import SignumError, UsageError
 
@@ -125,7 +126,7 @@ def accuracy(args: argparse.Namespace) -> int:
     run = simulation.on_engine(laid_out, images, layer_images=args.layers, say=say)
     cycles = round(float(np.mean(run.cycles)))
     achieved = program.addsub_per_image / cycles
-    report = {
+    report: dict[str, Any] = {
         "network": program.network,
         "activation_bits": program.activation_bits,
         "lanes": laid_out.geometry.lanes,

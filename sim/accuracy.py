@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -16,17 +15,18 @@ from compiler.errors import CapacityError, MismatchError
 from compiler.geometry import Geometry
 from compiler.program import Program
 from compiler.schedule import Schedule, schedule
+from compiler.stages import Say, silent
 from hw.engine import Engine
 from hw.host import Status
 from sim import check
 from sim.check import Int, Run
 from sim.runner import MODELS, Simulation
 
-Say = Callable[[str], None]
-
 ROOMY = {
     "memory_depth": 1 << 17,
     "weight_depth": 1 << 10,
+    "map_bits": 8,
+    "channel_bits": 11,
     "accumulator_bits": 20,
     "bias_bits": 18,
     "offset_bits": 34,
@@ -63,7 +63,7 @@ def on_engine(
     images: NDArray[np.uint8],
     *,
     layer_images: int = 1,
-    say: Say = lambda line: None,
+    say: Say = silent,
     cache: Path | None = None,
 ) -> Run:
     """Simulate an engine alone, its Image on a stream; compare all scores and classes with golden.
@@ -91,10 +91,10 @@ def on_engine(
             check.compare(laid_out, pictures, run)
             runs.append(run)
     return Run(
-        *(
-            np.concatenate([getattr(run, name) for run in runs])
-            for name in ("scores", "labels", "cycles", "layer_cycles")
-        ),
+        np.concatenate([run.scores for run in runs]),
+        np.concatenate([run.labels for run in runs]),
+        np.concatenate([run.cycles for run in runs]),
+        np.concatenate([run.layer_cycles for run in runs]),
         runs[0].tensors,
     )
 
@@ -143,7 +143,7 @@ def on_board(
     baud: int,
     *,
     layer_images: int = 2,
-    say: Say = lambda line: None,
+    say: Say = silent,
     cache: Path | None = None,
 ) -> BoardRun:
     """Simulate the Verilog that is synthesised, pin by pin, and hold it to the golden model.
@@ -189,11 +189,14 @@ def on_board(
     ).values
     run = _collected(values, laid_out, [n for layer in names for n in layer])
     compared = min(layer_images, len(images))
-    part = Run(*(a[:compared] for a in run[:4]), run[4])
-    check.compare(laid_out, images[:compared], part)
-    check.compare(laid_out, images, Run(*run[:4], {}))
+    scores, labels, cycles, layer_cycles, tensors = run
+    first = slice(compared)
+    part = Run(scores[first], labels[first], cycles[first], layer_cycles[first], tensors)
+    check.compare(laid_out, images[first], part)
+    check.compare(laid_out, images, Run(scores, labels, cycles, layer_cycles, {}))
     host = np.asarray(values["host_ps"]) / int(values["period_ps"])
-    return BoardRun(*run[:3], np.rint(host).astype(np.int64), run[3], compared, digest)
+    host_cycles = np.rint(host).astype(np.int64)
+    return BoardRun(scores, labels, cycles, host_cycles, layer_cycles, compared, digest)
 
 
 def _collected(

@@ -76,7 +76,7 @@ def _residuals(tensor: Tensor, bits: NDArray[np.uint8], geometry: Geometry) -> I
     values = np.where(values >> (width - 1), values - (1 << width), values)
     tiles = -(-tensor.width // lanes)
     shape = (-1, tensor.height, tiles, geometry.residual_channels, lanes)
-    maps = values.reshape(shape).transpose(0, 3, 1, 2, 4)
+    maps: Int = values.reshape(shape).transpose(0, 3, 1, 2, 4)
     maps = maps.reshape(-1, tensor.height, tiles * lanes)
     return np.asarray(maps[: tensor.channels, :, : tensor.width])
 

@@ -29,9 +29,14 @@ def design(grid: bool = False):
     return {"": (blocks, {}, {"points": {name: list(w) for name, w in points.items()}})}
 
 
-def _cases(rng: random.Random, dividend_bits: int, divisor_bits: int, steps: int, count: int):
+def _cases(rng: random.Random, widths: list[int], count: int):
     """Pairs of dividend and divisor: the ends, quotients about to step, and random ones."""
-    low, high, most = -(1 << dividend_bits - 1), (1 << dividend_bits - 1) - 1, (1 << divisor_bits) - 1
+    dividend_bits, divisor_bits, steps = widths
+    low, high, most = (
+        -(1 << dividend_bits - 1),
+        (1 << dividend_bits - 1) - 1,
+        (1 << divisor_bits) - 1,
+    )
     yield from ((y, d) for y in (low, -1, 0, 1, high) for d in (1, most))
     for _ in range(count):
         d = rng.randint(1, most) >> rng.randrange(divisor_bits) or 1
@@ -44,7 +49,7 @@ def _cases(rng: random.Random, dividend_bits: int, divisor_bits: int, steps: int
 async def _run(dut, name: str, widths: list[int], count: int) -> int:
     ports, edge, held = Ports(dut, name), RisingEdge(dut.clk), 0
     rng, steps = random.Random(f"{cocotb.RANDOM_SEED}/{name}"), widths[2]
-    for y, d in _cases(rng, *widths, count):
+    for y, d in _cases(rng, widths, count):
         ports.dividend.value, ports.divisor.value, ports.start.value = y, d, 1
         await edge
         ports.start.value = 0

@@ -177,7 +177,7 @@ def _hold_scores(expected: np.ndarray, answers: np.ndarray) -> None:
 
 @cocotb.test()
 async def refuses(dut):
-    """Garbage, or an Image for another geometry, raises ``error`` until reset; nothing is computed."""
+    """Garbage, or another geometry's Image, raises ``error`` until reset; nothing is computed."""
     given = bench.parameters()
     words, picture = given["words0"].tolist(), given["pixels0"][0].tolist()
     rng = random.Random(cocotb.RANDOM_SEED)
@@ -189,6 +189,8 @@ async def refuses(dut):
         "geometry": [words[0], words[1] ^ 1 << 31, *words[2:]],
         "shifted": words[1:],
     }
+    if "foreign" in given:
+        faults["foreign"] = given["foreign"].tolist()
     bench.start_clock(dut.clk)
     for fault, wrong in faults.items():
         image, pixels = StreamSource(dut, "i_image"), StreamSource(dut, "i_pixels")

@@ -21,9 +21,11 @@ from hw.fetch import StepIssue, WindowFetch, word_layout
 from hw.layout import memory_read, struct
 from sim import bench
 from sim.benches.networks import PADDINGS, random_program
-from sim.benches.points import SMALL, WIDE, Points, Ports, fields, join, split
+from sim.benches.points import EIGHT, SMALL, WIDE, Points, Ports, fields, join
 
-POINTS = {"plain": Geometry(memory_depth=2048), "small": SMALL, "wide": WIDE}
+POINTS = {"plain": Geometry(memory_depth=2048), "small": SMALL}
+
+GRID = POINTS | {"wide": WIDE, "eight": EIGHT}
 
 
 class Window(wiring.Component):
@@ -80,9 +82,10 @@ class Window(wiring.Component):
 
 def design(grid: bool = False):
     """Several geometries in one model."""
-    blocks = Points({name: Window(geometry) for name, geometry in POINTS.items()})
-    points = {name: asdict(geometry) for name, geometry in POINTS.items()}
-    return {"": (blocks, {}, {"points": points, "networks": 18 if grid else 3})}
+    points = GRID if grid else POINTS
+    blocks = Points({name: Window(geometry) for name, geometry in points.items()})
+    given = {"points": {name: asdict(g) for name, g in points.items()}}
+    return {"": (blocks, {}, given | {"networks": 18 if grid else 3})}
 
 
 @dataclass(frozen=True)
@@ -243,7 +246,9 @@ class _Point:
         self.ports.record.value = fields(self.g.record_fields, layer.record)
         await self.edge
         await self.strobe("layer_start")
-        self.memory.stall, self.closed = self.rng.choice(((0.0, 0.0), (0.4, 0.0), (0.0, 0.6), (0.5, 0.5)))
+        self.memory.stall, self.closed = self.rng.choice(
+            ((0.0, 0.0), (0.4, 0.0), (0.0, 0.6), (0.5, 0.5))
+        )
         for _ in range(count):
             await self.strobe("start")
             await self.edge
@@ -291,7 +296,9 @@ class _Point:
     def hold(self, layer: str, expected: list, got: list) -> None:
         """Equal, or the first difference."""
         for i, (e, w) in enumerate(zip(expected, got, strict=False)):
-            assert e == w, f"{self.name}, {layer}, step {i} of {len(expected)}: {e} expected, got {w}"
+            assert e == w, (
+                f"{self.name}, {layer}, step {i} of {len(expected)}: {e} expected, got {w}"
+            )
         assert len(expected) == len(got), f"{self.name}, {layer}: {len(expected)}, got {len(got)}"
 
 
@@ -318,7 +325,7 @@ async def _run(dut, name: str, geometry: Geometry, networks: int) -> int:
             part = int(layer.name.partition(".slice")[2] or 0)
             if isinstance(op, Pool):
                 await point.pool(plan, layer, op)
-            else:
+            elif isinstance(op, Conv):
                 await point.conv(plan, layer, op, part)
             layers += 1
     return layers

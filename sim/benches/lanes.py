@@ -77,7 +77,7 @@ async def _run(dut, name: str, geometry: Geometry, tiles: int, gap: float) -> in
     """Drives a point; returns how many tiles it has held to account."""
     ports, edge = Ports(dut, name), RisingEdge(dut.clk)
     rng = np.random.default_rng([cocotb.RANDOM_SEED, len(name), int(gap * 10)])
-    draw, latency = _Tiles(geometry, rng), Lanes.latency(geometry)
+    draw, latency = _Tiles(geometry, rng), geometry.lane_cycles
     kinds = ["lowest", "highest", *rng.choice(["random", "ends"], tiles)]
     steps: list[tuple[int, int, int, list[int]]] = []
     for kind in kinds:
@@ -112,7 +112,7 @@ async def _run(dut, name: str, geometry: Geometry, tiles: int, gap: float) -> in
 
 @cocotb.test()
 async def sums_tiles(dut):
-    """Every tile's sums, exactly `Lanes.latency` cycles after its last step."""
+    """Every tile's sums, exactly `Geometry.lane_cycles` after its last step."""
     given = bench.parameters()
     bench.start_clock(dut.clk)
     points = {name: Geometry(**g) for name, g in given["points"].items()}

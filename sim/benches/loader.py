@@ -50,7 +50,12 @@ class _Engine:
     """Stands for the rest of the engine: asks for what comes next, checks it, lets it go."""
 
     def __init__(self, dut, name: str, geometry: Geometry, rng: random.Random) -> None:
-        self.ports, self.edge, self.g, self.rng = Ports(dut, name), RisingEdge(dut.clk), geometry, rng
+        self.ports, self.edge, self.g, self.rng = (
+            Ports(dut, name),
+            RisingEdge(dut.clk),
+            geometry,
+            rng,
+        )
         self.bank = self.ring = self.groups = self.records = 0
         cocotb.start_soon(self._count())
 
@@ -144,7 +149,9 @@ async def _run(dut, name: str, geometry: Geometry, images: int, stall: str) -> i
     rng = random.Random(f"{cocotb.RANDOM_SEED}/{name}/{stall}")
     plans = [
         schedule(
-            random_program(i, channels=((5, 20), (17,), (3, 9, 12))[i % 3], shape=(1 + i % 3, 9, 9)),
+            random_program(
+                i, channels=((5, 20), (17,), (3, 9, 12))[i % 3], shape=(1 + i % 3, 9, 9)
+            ),
             geometry,
         )
         for i in range(images)

@@ -12,7 +12,7 @@ import numpy as np
 
 from compiler import arith
 from compiler.arith import Pads, Staircase
-from compiler.program import Add, Conv, Op, Pool, Program, Quantise, SumPixels, Tensor
+from compiler.program import Add, Conv, Kind, Op, Pool, Program, Quantise, SumPixels, Tensor
 
 PADDINGS = ("torch", "matlab", "keras")
 
@@ -48,7 +48,7 @@ def random_program(
     image = draw.tensor("image", "image", shape, 0, 255)
     zero = arith.SIGNED_INPUT_ZERO if signed_input else 0
     source = draw.quantise("input", image, zero, arith.INPUT_BITS, spread=300.0)
-    draw.shift = min(shift, 1)
+    draw.shift = min(max(shift, 0), 1)
     acc = draw.conv("conv0", source, channels[0], 3, 1)
     stream = draw.add("conv0", acc, None) if skip else acc
     a = draw.quantise("conv0.q", stream, 0, bits)
@@ -84,8 +84,9 @@ class _Draw:
     tensors: list[Tensor] = field(default_factory=list)
     ops: list[Op] = field(default_factory=list)
 
-    def tensor(self, name, kind, shape, low, high, zero=0) -> Tensor:
-        self.tensors.append(Tensor(name, kind, *shape, low, high, zero))
+    def tensor(self, name, kind: Kind, shape, low: int, high: int, zero: int = 0) -> Tensor:
+        c, h, w = shape
+        self.tensors.append(Tensor(name, kind, c, h, w, low, high, zero))
         return self.tensors[-1]
 
     def pads(self, source: Tensor, kernel: int, stride: int) -> Pads:
@@ -119,7 +120,13 @@ class _Draw:
         return self.tensor(name, "residual", (c_out, *size), *self.residual)
 
     def quantise(
-        self, name: str, source: Tensor, zero: int, bits: int, spread=None, kind="activation"
+        self,
+        name: str,
+        source: Tensor,
+        zero: int,
+        bits: int,
+        spread=None,
+        kind: Kind = "activation",
     ) -> Tensor:
         if spread is None:
             spread = max(-source.low, source.high) / 6

@@ -13,9 +13,7 @@ from amaranth.lib.wiring import Out, connect, flipped
 from compiler.geometry import Geometry
 from hw.layout import struct
 
-SMALL = Geometry(
-    input_lanes=4, output_lanes=8, pixel_lanes=1, memory_depth=1024, weight_depth=128
-)
+SMALL = Geometry(input_lanes=4, output_lanes=8, pixel_lanes=1, memory_depth=1024, weight_depth=128)
 """A geometry unlike the default one in whatever can differ."""
 
 WIDE = Geometry(
@@ -29,6 +27,18 @@ WIDE = Geometry(
     shift_bits=4,
 )
 """Four pixels at once, three slices of the input, and words of a width that is no power of two."""
+
+
+EIGHT = Geometry(
+    activation_bits=8,
+    pixel_lanes=1,
+    accumulator_bits=21,
+    bias_bits=16,
+    offset_bits=32,
+    divisor_bits=24,
+    memory_depth=2048,
+)
+"""Eight bits: the input in one slice, parameters in three words."""
 
 
 class Points(wiring.Component):
@@ -73,7 +83,7 @@ def fields(layout: Sequence[tuple[str, int]], values: Mapping[str, int]) -> int:
 
 
 def join(values: Iterable[int], width: int) -> int:
-    """Fields of ``width`` bits side by side, the first lowest; negative ones in two's complement."""
+    """Fields of ``width`` bits side by side, the first lowest, in two's complement."""
     mask = (1 << width) - 1
     return sum((int(v) & mask) << width * i for i, v in enumerate(values))
 

@@ -30,7 +30,7 @@ POINTS = {"plain": Geometry(memory_depth=4096), "small": SMALL}
 
 GRID = POINTS | {
     "wide": WIDE,
-    "twelve": replace(SMALL, residual_bits=12),
+    "narrow": replace(SMALL, residual_bits=14),
     "twenty": replace(WIDE, residual_bits=20),
 }
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import cocotb
 import numpy as np
@@ -15,19 +15,29 @@ from compiler.schedule import Schedule, schedule
 from hw.writer import COLUMNS, InputWriter
 from sim import bench
 from sim.benches.networks import random_program
-from sim.benches.points import SMALL, WIDE, Points, Ports, fields, split
+from sim.benches.points import EIGHT, SMALL, WIDE, Points, Ports, fields, split
 
-POINTS = {"plain": Geometry(), "small": SMALL, "wide": WIDE}
+POINTS = {"plain": Geometry(memory_depth=1024), "eight": EIGHT}
+
+GRID = (
+    POINTS
+    | {"small": SMALL, "wide": WIDE}
+    | {
+        f"b{b}": replace(SMALL, activation_bits=b, max_left_shift=8, shift_bits=4)
+        for b in range(2, 8)
+    }
+)
 
 SHAPES = [(1, 1, 1), (3, 5, 4), (2, 3, 8), (1, 6, 1), (4, 2, 3)]
 """Of images: channels, height, width."""
 
 
 def design(grid: bool = False):
-    """Several geometries in one model; one with three slices and a word that 3 does not divide."""
-    blocks = Points({name: InputWriter(geometry) for name, geometry in POINTS.items()})
-    points = {name: asdict(geometry) for name, geometry in POINTS.items()}
-    return {"": (blocks, {}, {"points": points, "rounds": 12 if grid else 1})}
+    """Several geometries in one model: the input in two slices, and in one."""
+    points = GRID if grid else POINTS
+    blocks = Points({name: InputWriter(geometry) for name, geometry in points.items()})
+    given = {"points": {name: asdict(g) for name, g in points.items()}}
+    return {"": (blocks, {}, given | {"rounds": 12 if grid else 1})}
 
 
 def window_words(plan: Schedule, q: np.ndarray) -> dict[int, np.ndarray]:

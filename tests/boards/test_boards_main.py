@@ -67,7 +67,7 @@ def test_list_json(capfd):
 
 def test_run_file(link, images, capfd):
     assert main([*RUN, "--file", str(images), "--images", "2"]) == 0
-    assert link.opened == ("/dev/x", 1_000_000, 10.0)
+    assert link.opened == ("/dev/x", 2_000_000, 10.0)
     assert link.sent == [bytes(range(12)), bytes(range(12, 24))]
     lines = capfd.readouterr().out.splitlines()
     assert lines[0].startswith("0: class 2  0 1 2  ")

@@ -1,0 +1,230 @@
+"""The engine against golden: every layer of several networks on one model, without a reset."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pytest
+
+from compiler import golden
+from compiler.geometry import Geometry
+from compiler.image import Image
+from compiler.program import Add, Program
+from compiler.schedule import Schedule, schedule
+from sim import check
+from sim.benches import networks
+from sim.benches.engine import engine
+from sim.rtl import counters
+from sim.runner import Simulation
+from tests.support.networks import random_images, random_program
+
+pytestmark = pytest.mark.cocotb
+
+TINY = 3000
+"""Cycles below which a network is too short to judge its prediction."""
+
+TOLERANCE = 0.02
+
+PICTURES = 2
+
+
+@dataclass(frozen=True)
+class Case:
+    """A network and the pictures to run it on."""
+
+    name: str
+    plan: Schedule
+    images: np.ndarray
+
+
+def case(name: str, program: Program, geometry: Geometry, seed: int = 3) -> Case:
+    images = random_images(seed, PICTURES, program.image.shape)
+    return Case(name, schedule(program, geometry), images)
+
+
+NETWORKS = {
+    "torch": {"depth": 14, "width": 0.5, "shape": (3, 9, 7), "classes": 10},
+    "matlab": {"depth": 8, "width": 0.6875, "shape": (1, 10, 11), "learned": True},
+    "keras": {"depth": 8, "width": 1, "shape": (2, 12, 7), "learned": True, "input_relu": True},
+    "plain": {"depth": 8, "width": 0.5, "shape": (3, 7, 10), "skip": False, "classes": 17},
+}
+"""Two depths, odd and even sizes, 8, 11, 16, 22 … channels on 8 lanes."""
+
+
+def lowered(seed: int, name: str, bits: int = 4, residual_bits: int = 16) -> Program:
+    padding = "torch" if name == "plain" else name
+    return random_program(
+        seed, residual_bits, padding=padding, bits=bits, **NETWORKS[name]
+    ).with_residual_bits(residual_bits)
+
+
+def shifted(program: Program, shift: int) -> Program:
+    """The same network with larger addends: its residual stream saturates."""
+    ops = tuple(
+        replace(op, shift=shift) if isinstance(op, Add) and op.residual else op
+        for op in program.ops
+    )
+    return replace(program, ops=ops).verify()
+
+
+@dataclass
+class Built:
+    """The one model, and how often things had been built when it was."""
+
+    simulation: Simulation
+    elaborations: int
+    builds: int
+
+
+@pytest.fixture(scope="module")
+def built() -> Built:
+    component, models = engine(Geometry(), "spram")
+    simulation = Simulation.build(component, "engine", sources=models)
+    return Built(simulation, counters.elaborations, counters.builds)
+
+
+@pytest.fixture(scope="module")
+def cases() -> list[Case]:
+    return [case(name, lowered(i, name), Geometry()) for i, name in enumerate(NETWORKS)]
+
+
+def hold(simulation: Simulation, some: list[Case], **options) -> list[check.Run]:
+    runs = check.run(simulation, [c.plan for c in some], [c.images for c in some], **options)
+    for c, run in zip(some, runs, strict=True):
+        check.compare(c.plan, c.images, run)
+    return runs
+
+
+def table(c: Case, run: check.Run) -> str:
+    lines = [f"{c.name}: predicted {c.plan.cycles:,}, simulated {run.cycles.tolist()}"]
+    for layer, cycles in zip(c.plan.layers, run.layer_cycles.T, strict=True):
+        lines.append(f"  {layer.name:<24}{layer.cycles:>8}{cycles.tolist()!s:>18}")
+    return "\n".join(lines)
+
+
+def test_cases_are_worth_running(cases):
+    """Every staircase has several answers, every network tells its pictures apart."""
+    for c in cases:
+        names = [t.name for t in c.plan.program.tensors if t.kind == "activation"]
+        result = golden.run(c.plan.program, c.images, names)
+        assert all(len(np.unique(q)) > 3 for q in result.tensors.values()), c.name
+        assert (result.scores[0] != result.scores[1]).any(), c.name
+    gains = {
+        g
+        for c in cases
+        for op in c.plan.program.ops
+        if hasattr(op, "staircase")
+        for g in op.staircase.gains
+    }
+    assert gains == {-1, 0, 1}
+
+
+def test_networks_one_after_another(built, cases):
+    """No stalls: equal to golden, and as fast as predicted."""
+    for c, run in zip(cases, hold(built.simulation, cases), strict=True):
+        print(table(c, run))
+        if c.plan.cycles > TINY:
+            assert run.cycles == pytest.approx(c.plan.cycles, rel=TOLERANCE), c.name
+    assert (counters.elaborations, counters.builds) == (built.elaborations, built.builds)
+
+
+@pytest.mark.parametrize("stall", ["random", "bursts"])
+def test_networks_with_stalls_in_another_order(built, cases, stall):
+    """All three streams held up at random; the order reversed, with nothing left of before."""
+    hold(built.simulation, cases[::-1], stall=stall)
+    assert (counters.elaborations, counters.builds) == (built.elaborations, built.builds)
+
+
+def test_saturating_residuals(built):
+    """The residual stream runs into both its ends, in additions and in pooling."""
+    geometry = Geometry()
+    some = [
+        case("shifted", shifted(lowered(0, "matlab"), geometry.max_left_shift), geometry),
+        *(
+            case(
+                f"biased{seed}",
+                networks.random_program(
+                    seed, channels=(24, 24), shift=5, bias=1.0, padding=padding
+                ),
+                geometry,
+            )
+            for seed, padding in enumerate(networks.PADDINGS)
+        ),
+    ]
+    for c in some:
+        residuals = [t.name for t in c.plan.program.tensors if t.kind == "residual"]
+        result = golden.run(c.plan.program, c.images, residuals)
+        print(c.name, result.saturations)
+        assert sum(result.saturations.values()) > 0, c.name
+    hold(built.simulation, some)
+
+
+def test_refused_images(built, cases):
+    """Garbage, or an Image for another geometry: an error, and nothing is computed."""
+    small = cases[-1]
+    parameters = check.parameters_of([small.plan], [small.images], layers=False)
+    foreign = schedule(small.plan.program, replace(Geometry(), weight_depth=512))
+    parameters["foreign"] = np.array(Image.of(foreign).words(), dtype=np.int64)
+    built.simulation.run("sim.benches.engine", test_filter="refuses", parameters=parameters)
+
+
+# -- other geometries, at night --------------------------------------------------------------------
+
+DEEP = {"max_left_shift": 8, "shift_bits": 4}
+
+GEOMETRIES = {
+    "b2": {"activation_bits": 2, **DEEP},
+    "b2_wide": {"activation_bits": 2, "word_channels": 32, **DEEP},
+    "b3": {"activation_bits": 3, **DEEP},
+    "b5": {"activation_bits": 5, "accumulator_bits": 18},
+    "b8": {
+        "activation_bits": 8,
+        "accumulator_bits": 21,
+        "bias_bits": 16,
+        "offset_bits": 32,
+        "divisor_bits": 24,
+    },
+    "in4": {"input_lanes": 4},
+    "in16": {"input_lanes": 16},
+    "out4": {"output_lanes": 4},
+    "out16": {"output_lanes": 16},
+    "in16_out16": {"input_lanes": 16, "output_lanes": 16},
+    "px1": {"pixel_lanes": 1},
+    "px4": {"pixel_lanes": 4},
+    "px4_wide": {"pixel_lanes": 4, "word_channels": 32},
+    "residual20": {"residual_bits": 20},
+    "residual20_px1": {"residual_bits": 20, "pixel_lanes": 1},
+}
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("name", GEOMETRIES)
+def test_geometry(name):
+    """Engines of other shapes run what they can hold, and are equal to golden too."""
+    geometry = Geometry(**GEOMETRIES[name])
+    component, models = engine(geometry)
+    simulation = Simulation.build(component, "engine", sources=models)
+    bits = geometry.activation_bits
+    some = [
+        case(padding, lowered(i, padding, bits, geometry.residual_bits), geometry)
+        for i, padding in enumerate(("matlab", "keras"))
+    ]
+    some += [
+        case(
+            f"biased{seed}",
+            networks.random_program(
+                seed,
+                channels=(24, 24),
+                shift=5,
+                bias=1.0,
+                bits=bits,
+                residual_bits=geometry.residual_bits,
+            ),
+            geometry,
+        )
+        for seed in range(2)
+    ]
+    for c, run in zip(some, hold(simulation, some), strict=True):
+        print(table(c, run))
+    hold(simulation, some, stall="bursts")
