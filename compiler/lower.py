@@ -342,7 +342,10 @@ def _choose_unit(stream: Stream, before: Stream | None) -> None:
 
 
 def _fit(stream: Stream, before: Stream | None, residual_bits: int | None) -> None:
-    """Double the unit until the stream's width is within ``residual_bits``."""
+    """Double the unit until the stream's width is within ``residual_bits``.
+
+    A pool's shift has an end (`arith.POOL_SHIFTS`): what is too wide even so saturates.
+    """
     while True:
         stream.bits = max(2, _width(stream.reach / stream.unit))
         if before is not None:
@@ -350,6 +353,9 @@ def _fit(stream: Stream, before: Stream | None, residual_bits: int | None) -> No
             stream.right_shift = round(math.log2(ratio))
         fits = residual_bits is None or stream.bits <= residual_bits
         if fits and stream.right_shift >= 0:
+            return
+        if before is not None and stream.right_shift == arith.POOL_SHIFTS[1]:
+            stream.bits = min(stream.bits, residual_bits or stream.bits)
             return
         stream.unit *= 2.0
 

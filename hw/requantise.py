@@ -285,7 +285,9 @@ class Requantiser(wiring.Component):
                 m.d.sync += index.eq(index + 1)
             with m.If(done):
                 m.d.sync += running.eq(0)
-                with m.If(self.input_mode):
+                with m.If(~self.input_mode):
+                    m.d.sync += index.eq(0)
+                with m.Else():
                     m.d.sync += image_channel.eq(image_channel + 1)
                     with m.If(image_channel == self.channels):
                         m.d.sync += [image_channel.eq(0), index.eq(0)]
@@ -293,8 +295,6 @@ class Requantiser(wiring.Component):
             m.d.sync += waiting.eq(0)
         with m.If(begin | (self.input_mode & self.byte_valid & ~running)):
             m.d.sync += [running.eq(1), slot.eq(0), channel.eq(0)]
-            with m.If(begin):
-                m.d.sync += index.eq(0)
         with m.If(self.input_done | (done & tile_last & ~self.input_mode)):
             m.d.sync += bank.eq(~bank)
 

@@ -76,9 +76,22 @@ def test_staircase_does_not_move_the_threshold_below_zero() -> None:
 def test_staircase_takes_the_smallest_fraction_with_wide_divisors() -> None:
     for width in (0.4, 1.0, 20.0, 31.6, 64.0, 1000.0):
         steps = arith.staircase(np.array([1.0, 0.5]), np.zeros(2), width, 0, 4)
-        assert min(steps.divisors) >= 32 or steps.fraction_bits == arith.MAX_FRACTION_BITS
+        wide = 1 << (4 + arith.DIVISOR_MARGIN)
+        assert min(steps.divisors) >= wide or steps.fraction_bits == arith.MAX_FRACTION_BITS
         if steps.fraction_bits:
-            assert round(width * 2 ** (steps.fraction_bits - 1)) < 32
+            assert round(width * 2 ** (steps.fraction_bits - 1)) < wide
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_staircase_is_exact_for_every_integer_of_its_domain(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    slope = rng.uniform(0.02, 0.3, 8) * rng.choice([-1.0, 1.0], 8)
+    intercept = rng.normal(0.0, 1.0, 8)
+    x = np.arange(-700, 701)
+    steps = arith.staircase(slope, intercept, 0.21, 0, 4, (-700, 700))
+    expected = np.clip(np.floor((slope[:, None] * x + intercept[:, None]) / 0.21 + 0.5), 0, 15)
+    got = steps(x[None, None, :] + np.zeros((8, 1, 1), np.int64))[:, 0]
+    assert np.array_equal(got, expected)
 
 
 def test_staircase_of_a_dead_channel_is_its_constant() -> None:

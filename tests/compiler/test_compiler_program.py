@@ -103,7 +103,7 @@ MUTANTS: dict[str, Callable[[Program], Program]] = {
     "staircase must have 3 channels": lambda p: with_op(p, Quantise, staircase(offsets=(1,))),
     "divisors must be at least 1": lambda p: with_op(p, Quantise, staircase(divisors=(0, 1, 1))),
     "gains must be": lambda p: with_op(p, Quantise, staircase(gains=(2, 1, 1))),
-    "fraction_bits must be 0 to 8": lambda p: with_op(p, Quantise, staircase(fraction_bits=9)),
+    "fraction_bits must be 0 to 12": lambda p: with_op(p, Quantise, staircase(fraction_bits=13)),
     "range must be the staircase's": lambda p: with_op(p, Quantise, staircase(bits=7)),
     "kernel and stride": lambda p: with_op(p, Conv, lambda op: replace(op, stride=0)),
     "weights must be 108 bits": lambda p: with_op(
