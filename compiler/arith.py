@@ -217,9 +217,9 @@ def staircase(
         Largest F.
 
     Rounding is to nearest, ties upwards, and is part of t. F is at least so large that every live
-    channel has ``d >= 2**(bits + DIVISOR_MARGIN)``, but at most ``max_fraction_bits``. Where no t and
-    d are exact, the threshold below ``zero`` is the one that no rounding of d moves: small values
-    keep their answers.
+    channel has ``d >= 2**(bits + DIVISOR_MARGIN)``, but at most ``max_fraction_bits``. Where no t
+    and d are exact, the threshold below ``zero`` is the one that no rounding of d moves: small
+    values keep their answers.
 
     A channel is dead when its slope moves the answer by less than half a step over 24 bits of x;
     it gets gain 0 and its constant.

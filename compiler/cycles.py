@@ -1,15 +1,16 @@
 """How many cycles a layer takes: the engine's pacing, cycle by cycle, without its data.
 
-Who waits for whom is all that matters here: window words for the memory port and for room, steps for
-words, tiles for the requantiser, and everything for weights. `group_cycles` plays that through for one
-group of tiles; groups are alike, so a layer is a sum. The benches hold it to the simulated engine.
+Who waits for whom is all that matters here: window words for the memory port and for room, steps
+for words, tiles for the requantiser, and everything for weights. `group_cycles` plays that through
+for one group of tiles; groups are alike, so a layer is a sum. The benches hold it to the simulated
+engine.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from compiler import arith
 from compiler.geometry import Geometry
@@ -49,7 +50,8 @@ def layer_cycles(record: Record, geometry: Geometry, channels: int) -> int:
     load += g.output_lanes * g.param_words
     # Weights of one group load while another's are used, as far as the ring holds both.
     ahead = 2 if 2 * record["weight_words"] <= g.weight_depth else 1
-    loaded, done, ends = 0, 0, []
+    loaded, done = 0, 0
+    ends: list[int] = []
     for group in range(groups):
         loaded = max(loaded, ends[group - ahead] if group >= ahead else 0) + load
         pace = first if group == 0 else (steady if group < reads else plain)
@@ -103,62 +105,93 @@ def _words(r: Record, g: Geometry) -> list[_Word]:
     return sequence
 
 
+@dataclass(slots=True)
+class _Port:
+    """Who else wants the memory: the requantiser's accesses, booked when a tile ends."""
+
+    record: Record
+    geometry: Geometry
+    reading: bool
+    booked: set[int] = field(default_factory=set)
+    writes: deque[int] = field(default_factory=deque)
+
+    def book(self, cycle: int) -> None:
+        """A tile's last step is issued in this cycle."""
+        r, g = self.record, self.geometry
+        start, word = cycle + g.lane_cycles + 1, g.phase_cycles  # its first value; a word's time
+        filled = word - g.channel_cycles + g.pixel_lanes + 1
+        for k in range(g.residual_words if r["residual"] else 0):
+            self.booked.add(start + k * word + filled)
+            if self.reading:
+                self.booked.add(start + k * word - 2)
+        if r["requantise"]:
+            last = start + (g.output_lanes - 1) * g.channel_cycles
+            first = last + 3 + -(-g.activation_bits // 2)
+            self.writes.extend(first + p for p in range(g.pixel_lanes))
+
+    def is_free(self, cycle: int) -> bool:
+        """Whether a window word can be read; activations are written where the stream is not."""
+        if cycle in self.booked:
+            return False
+        if self.writes and self.writes[0] <= cycle:
+            self.writes.popleft()
+            return False
+        return True
+
+
+@dataclass(slots=True)
+class _Issue:
+    """The words the lanes hold, and the requantiser's pace (`hw.fetch.StepIssue`)."""
+
+    record: Record
+    geometry: Geometry
+    left: int = 0  # steps over the words held
+    last: bool = False
+    cooldown: int = 0
+
+    def issues(self, cycle: int) -> bool:
+        """Whether a step is issued in this cycle."""
+        phase = cycle % self.geometry.phase_cycles if self.record["residual"] else 0
+        gate = self.cooldown == 0 and phase == 0
+        return self.left > 1 or (self.left == 1 and (not self.last or gate))
+
+    def advance(self, issues: bool) -> bool:
+        """On to the next cycle; returns whether a tile has ended."""
+        self.cooldown = max(0, self.cooldown - 1)
+        self.left -= issues
+        ended = issues and self.left == 0 and self.last
+        if ended:
+            self.cooldown = self.geometry.tile_cycles - 1
+        return ended
+
+
 def group_cycles(r: Record, g: Geometry, reading: bool, groups: int) -> int:
     """Cycles from the launch to the last step of ``groups`` groups, weights being there."""
     sequence = _words(r, g)
-    total = len(sequence) * groups
-    residual, requantise = bool(r["residual"]), bool(r["requantise"])
-    start = g.lane_cycles + 1  # from a tile's last step to its first value
-    word = g.phase_cycles
-    filled = word - g.channel_cycles + g.pixel_lanes + 1
-    activation = start + (g.output_lanes - 1) * g.channel_cycles + 3 + -(-g.activation_bits // 2)
-    taken: set[int] = set()  # cycles of the residual stream's accesses
-    ready: deque[int] = deque()  # when each write of activations may happen
+    port, issue = _Port(r, g, reading), _Issue(r, g)
     fifo: deque[_Word] = deque()
     arriving: _Word | None = None
-    index, held, left, last, cooldown, tiles = 0, False, 0, False, 0, 0
-    end = (r["height_out_less"] + 1) * (r["tiles_less"] + 1) * groups
-    launch = 0
-    cycle = 0
-    while tiles < end:
-        gate = cooldown == 0 and (not residual or cycle % g.phase_cycles == 0)
-        issues = held and (left > 1 or not last or gate)
-        pops = bool(fifo) and (not fifo[0].commit or not held or (issues and left == 1))
+    index, cycle, launch = 0, 0, 0
+    tiles = (r["height_out_less"] + 1) * (r["tiles_less"] + 1) * groups
+    while tiles:
+        issues = issue.issues(cycle)
+        pops = bool(fifo) and (not fifo[0].commit or issue.left == int(issues))
         room = len(fifo) + (arriving is not None) < FIFO_DEPTH + pops
-        port = cycle not in taken
-        if port and ready and ready[0] <= cycle:
-            ready.popleft()
-            port = False
-        fires = index < total and cycle >= launch and room
-        fires = fires and (sequence[index % len(sequence)].outside or port)
-        if cooldown:
-            cooldown -= 1
-        if issues:
-            left -= 1
-            if left == 0:
-                held = False
-                if last:
-                    tiles += 1
-                    cooldown = g.tile_cycles - 1
-                    if residual:
-                        for k in range(g.residual_words):
-                            taken.add(cycle + start + k * word + filled)
-                            if reading:
-                                taken.add(cycle + start + k * word - 2)
-                    if requantise:
-                        ready.extend(cycle + activation + p for p in range(g.pixel_lanes))
-        if pops:
-            head = fifo.popleft()
-            if head.commit:
-                held, left, last = True, head.steps, head.last
+        free = port.is_free(cycle)
+        following = sequence[index % len(sequence)]
+        fires = index < len(sequence) * groups and cycle >= launch and room
+        fires = fires and (following.outside or free)
+        if issue.advance(issues):
+            tiles -= 1
+            port.book(cycle)
+        if pops and (head := fifo.popleft()).commit:
+            issue.left, issue.last = head.steps, head.last
         if arriving is not None:
             fifo.append(arriving)
-        arriving = None
-        if fires:
-            arriving = sequence[index % len(sequence)]
-            index += 1
-            if index % len(sequence) == 0:
-                launch = cycle + 2
+        arriving = following if fires else None
+        index += fires
+        if fires and index % len(sequence) == 0:
+            launch = cycle + 2
         cycle += 1
     return cycle - 1 + LAUNCH
 
@@ -166,7 +199,8 @@ def group_cycles(r: Record, g: Geometry, reading: bool, groups: int) -> int:
 def _pool_cycles(r: Record, g: Geometry) -> int:
     """Nine words a tile and a pause; what lies outside the map takes its cycle too.
 
-    A tile's write falls into the next one's reads, which two times in three (measured) costs a cycle.
+    A tile's write falls into the next one's reads, which two times in three (measured) costs a
+    cycle.
     """
     tiles = (r["height_out_less"] + 1) * (r["tiles_less"] + 1) * (r["groups_less"] + 1)
     pace = tiles * (arith.POOL_KERNEL**2 + 1) + 2 * tiles // 3

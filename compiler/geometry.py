@@ -206,7 +206,8 @@ class Geometry:
         text = ",".join(f"{f.name}={getattr(self, f.name)}" for f in fields(self))
         return zlib.crc32(text.encode())
 
-    # -- layouts: (field, width), the first in the least significant bits ----------------------------
+    # -- layouts: (field, width), the first in the least significant bits
+    # ----------------------------
 
     @property
     def param_fields(self) -> tuple[tuple[str, int], ...]:
@@ -271,7 +272,10 @@ class Geometry:
             ("width_in", size),  # pooling: in memory words
             ("height_out_less", size),
             ("tiles_less", size),  # tiles a row
-            ("tail_less", max(1, (self.pixel_lanes - 1).bit_length())),  # pixels of a row's last tile
+            (
+                "tail_less",
+                max(1, (self.pixel_lanes - 1).bit_length()),
+            ),  # pixels of a row's last tile
             ("groups_less", max(groups, planes)),  # pooling: planes of residuals
             ("residual_groups", groups + 1),  # groups that read the residual stream
             ("weight_words", (self.weight_depth).bit_length()),  # steps of weights a group

@@ -137,7 +137,8 @@ class Add:
 class AvgPool:
     """3x3 stride-2 mean, then channels of zeros appended up to ``channels``.
 
-    Quantised, it is rounded to multiples of ``unit``, the residual stream's; None leaves it as it is.
+    Quantised, it is rounded to multiples of ``unit``, the residual stream's; None leaves it as it
+    is.
     """
 
     name: str

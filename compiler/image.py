@@ -1,7 +1,7 @@
 """The Image: what an engine reads of a network, as a stream of words and as a file.
 
-Stream, in words of `Geometry.stream_bits`, each field's least significant bit first, a layout's first
-field lowest (`Geometry.header_fields` …), every piece padded to whole words::
+Stream, in words of `Geometry.stream_bits`, each field's least significant bit first, a layout's
+first field lowest (`Geometry.header_fields` …), every piece padded to whole words::
 
     header
     parameters of the input, one `param_fields` a channel
@@ -156,7 +156,8 @@ def unpack(data: bytes) -> Image:
     return Image(network, geometry, header, input_params, layers)
 
 
-# -- words -------------------------------------------------------------------------------------------
+# -- words
+# -------------------------------------------------------------------------------------------
 
 
 def _encode(values: Mapping[str, int], layout: Layout, geometry: Geometry) -> list[int]:
@@ -165,9 +166,7 @@ def _encode(values: Mapping[str, int], layout: Layout, geometry: Geometry) -> li
         number |= (values[name] & ((1 << width) - 1)) << at
         at += width
     mask = (1 << geometry.stream_bits) - 1
-    return [
-        number >> geometry.stream_bits * i & mask for i in range(geometry.words(layout))
-    ]
+    return [number >> geometry.stream_bits * i & mask for i in range(geometry.words(layout))]
 
 
 def _weight_words(layer: ImageLayer, geometry: Geometry) -> list[list[int]]:

@@ -231,9 +231,7 @@ class Program:
             replace(t, low=-half, high=half - 1) if t.kind == "residual" else t
             for t in self.tensors
         )
-        return Program(
-            self.network, self.activation_bits, tensors, self.ops, self.labels
-        ).verify()
+        return Program(self.network, self.activation_bits, tensors, self.ops, self.labels).verify()
 
     # -- rules ---------------------------------------------------------------------------------
 

@@ -1,9 +1,9 @@
 """From a Program to what one engine does: fused layers, memory plan, parameters, cycles.
 
 A layer of the engine is a convolution together with what finishes it (`Conv`, then `Add`, then
-`Quantise`), or a `Pool`. The head's `SumPixels` is computed by its convolution, one weight shared by
-all taps of a window as large as the map. The first convolution takes its window's three columns from
-one memory word, where the input writer puts them.
+`Quantise`), or a `Pool`. The head's `SumPixels` is computed by its convolution, one weight shared
+by all taps of a window as large as the map. The first convolution takes its window's three columns
+from one memory word, where the input writer puts them.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from compiler.cycles import layer_cycles
 from compiler.errors import CapacityError
 from compiler.geometry import MAGIC, POOL_SHIFT, Geometry
 from compiler.program import Add, Conv, Pool, Program, Quantise, SumPixels, Tensor
+
 
 @dataclass(frozen=True, slots=True)
 class Param:
@@ -135,7 +136,8 @@ def schedule(program: Program, geometry: Geometry) -> Schedule:
     )
 
 
-# -- fusing ------------------------------------------------------------------------------------------
+# -- fusing
+# ------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,13 +172,17 @@ def _fuse(program: Program) -> list[Fused]:
         elif isinstance(op, Pool):
             fused.append(Fused(op.name, op, op.source))
         elif isinstance(op, Conv):
-            add = quantise = None
+            add: Add | None = None
+            quantise: Quantise | None = None
             last = op.output
-            if ops and isinstance(ops[0], Add) and ops[0].source == last:
-                add = ops.pop(0)
-                last = add.output
-            if ops and isinstance(ops[0], Quantise) and ops[0].source == last:
-                quantise = ops.pop(0)
+            following = ops[0] if ops else None
+            if isinstance(following, Add) and following.source == last:
+                add, last = following, following.output
+                del ops[0]
+            following = ops[0] if ops else None
+            if isinstance(following, Quantise) and following.source == last:
+                quantise = following
+                del ops[0]
             source = summed.source if summed else op.source
             first = op.source == program.ops[0].output
             fused.append(Fused(op.name, op, source, first, summed is not None, add, quantise))
@@ -188,7 +194,8 @@ def _fuse(program: Program) -> list[Fused]:
     return fused
 
 
-# -- memory plan -------------------------------------------------------------------------------------
+# -- memory plan
+# -------------------------------------------------------------------------------------
 
 
 def _tiles(width: int, geometry: Geometry) -> int:
@@ -215,9 +222,7 @@ def _words(tensor: Tensor, first: bool, geometry: Geometry) -> int:
     return -(-tensor.channels // geometry.word_channels) * tensor.height * tensor.width
 
 
-def _plan_memory(
-    program: Program, fused: list[Fused], geometry: Geometry
-) -> tuple[Region, ...]:
+def _plan_memory(program: Program, fused: list[Fused], geometry: Geometry) -> tuple[Region, ...]:
     """First fit over lifetimes; a residual sum stays where its first addend was."""
     last_use = {name: i for i, f in enumerate(fused) for name in f.reads()}
     input_name = program.ops[0].output
@@ -237,7 +242,8 @@ def _plan_memory(
             raise CapacityError(
                 f"{where}: activation memory needs {used:,} words of {geometry.word_bits} bits, "
                 f"but the engine has {geometry.memory_depth:,}",
-                f"an engine with memory_depth {1 << (used - 1).bit_length()}, or a narrower network",
+                f"an engine with memory_depth {1 << (used - 1).bit_length()}, "
+                "or a narrower network",
             )
         live[name] = Region(name, first, words)
         regions.append(live[name])
@@ -262,7 +268,8 @@ def _plan_memory(
     return tuple(regions)
 
 
-# -- layers ------------------------------------------------------------------------------------------
+# -- layers
+# ------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -356,12 +363,17 @@ class _Builder:
             record = self._conv(f, f.op, i, slices)
         for name, width in self.geometry.record_fields:
             if not 0 <= record[name] < 1 << width:
-                raise CapacityError(
-                    f"{f.name}: {name} must fit {width} bits, not {record[name]:,}"
-                )
+                raise CapacityError(f"{f.name}: {name} must fit {width} bits, not {record[name]:,}")
         if isinstance(f.op, Pool):
             return Layer(
-                f.name, record, (), b"", None, f.op.output, 0, layer_cycles(record, self.geometry, 0)
+                f.name,
+                record,
+                (),
+                b"",
+                None,
+                f.op.output,
+                0,
+                layer_cycles(record, self.geometry, 0),
             )
         signs = self._signs(f, f.op, record)
         params = self._params(f, f.op, record, signs)
@@ -391,37 +403,43 @@ class _Builder:
             raise CapacityError(
                 f"{f.name}: the right shift must be {POOL_SHIFT} to {most}, not {op.right_shift}"
             )
-        return self._blank() | {
-            "pool": 1,
-            "residual": 1,
-            "stride2": 1,
-        } | self._short_edges(op, source) | {
-            "down": down,
-            "pad_top": op.pads.top,
-            "pad_left": op.pads.left,
-            "kernel_h_less": arith.POOL_KERNEL - 1,
-            "kernel_w_less": arith.POOL_KERNEL - 1,
-            "height_in": source.height,
-            "width_in": _tiles(source.width, g),
-            "height_out_less": out.height - 1,
-            "tiles_less": _tiles(out.width, g) - 1,
-            "tail_less": (out.width - 1) % g.pixel_lanes,
-            "groups_less": _groups(source.channels, g) * g.residual_words - 1,
-            "rounding": (1 << op.right_shift) >> 1,
-            "res_first": self.regions[op.output].first,
-            "res_plane": out.height * _tiles(out.width, g),
-            "res_back": 1,
-        } | self._steps(
-            first=self.regions[op.source].first,
-            plane=source.height * _tiles(source.width, g),
-            pads=op.pads,
-            width=_tiles(source.width, g),
-            kernel=(arith.POOL_KERNEL, 1),
-            span=arith.POOL_KERNEL - 1,
-            words=1,
-            tiles=(out.height, _tiles(out.width, g)),
-            onward=(2, 2),
-            next_group=True,
+        return (
+            self._blank()
+            | {
+                "pool": 1,
+                "residual": 1,
+                "stride2": 1,
+            }
+            | self._short_edges(op, source)
+            | {
+                "down": down,
+                "pad_top": op.pads.top,
+                "pad_left": op.pads.left,
+                "kernel_h_less": arith.POOL_KERNEL - 1,
+                "kernel_w_less": arith.POOL_KERNEL - 1,
+                "height_in": source.height,
+                "width_in": _tiles(source.width, g),
+                "height_out_less": out.height - 1,
+                "tiles_less": _tiles(out.width, g) - 1,
+                "tail_less": (out.width - 1) % g.pixel_lanes,
+                "groups_less": _groups(source.channels, g) * g.residual_words - 1,
+                "rounding": (1 << op.right_shift) >> 1,
+                "res_first": self.regions[op.output].first,
+                "res_plane": out.height * _tiles(out.width, g),
+                "res_back": 1,
+            }
+            | self._steps(
+                first=self.regions[op.source].first,
+                plane=source.height * _tiles(source.width, g),
+                pads=op.pads,
+                width=_tiles(source.width, g),
+                kernel=(arith.POOL_KERNEL, 1),
+                span=arith.POOL_KERNEL - 1,
+                words=1,
+                tiles=(out.height, _tiles(out.width, g)),
+                onward=(2, 2),
+                next_group=True,
+            )
         )
 
     def _steps(
@@ -513,7 +531,9 @@ class _Builder:
     def _slice_bits(self, source: Tensor, op: Conv) -> int:
         """Width of the accumulators of one slice, whichever."""
         digit = (1 << self.geometry.activation_bits) - 1
-        return arith.bits_signed(*arith.accumulator_range(source.channels * op.kernel**2, 0, digit, 0))
+        return arith.bits_signed(
+            *arith.accumulator_range(source.channels * op.kernel**2, 0, digit, 0)
+        )
 
     def _window(
         self, f: Fused, op: Conv, source: Tensor, out: Tensor, words: int, i: int
@@ -607,7 +627,11 @@ class _Builder:
         """Slices are summed in the residual stream: exact only if nothing rounds or saturates."""
         out = self.program[f.op.output]
         reach = max(-out.low, out.high) << max(shift, 0)
-        if shift < 0 or reach >= 1 << (self.geometry.residual_bits - 1) or (f.add and f.add.residual):
+        if (
+            shift < 0
+            or reach >= 1 << (self.geometry.residual_bits - 1)
+            or (f.add and f.add.residual)
+        ):
             raise CapacityError(
                 f"{f.name}: sums of the input up to {reach:,} must fit the residual stream of "
                 f"{self.geometry.residual_bits} bits unrounded; the shift is {shift}"
@@ -669,9 +693,7 @@ class _Builder:
             for group in range(record["groups_less"] + 1)
         )
 
-    def _biases(
-        self, f: Fused, record: Mapping[str, int], signs: NDArray[np.int8]
-    ) -> list[int]:
+    def _biases(self, f: Fused, record: Mapping[str, int], signs: NDArray[np.int8]) -> list[int]:
         """What to add to each accumulator so that it is exact.
 
         A window that is all padding stands for 0, so the bias is the negative of what the datapath

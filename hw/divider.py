@@ -10,8 +10,8 @@ from amaranth.lib.wiring import In, Out
 class SerialDivider(wiring.Component):
     """``clip(dividend // divisor, 0, 2**steps - 1)``: `compiler.arith.restoring_division`.
 
-    Timing: `done` is high for one cycle, ``steps`` cycles after `start`; `quotient` then holds until
-    the next start.
+    Timing: `done` is high for one cycle, ``steps`` cycles after `start`; `quotient` then holds
+    until the next start.
 
     Parameters
     ----------

@@ -151,16 +151,12 @@ class Engine(wiring.Component):
             divider.dividend.eq(requantiser.dividend),
             divider.divisor.eq(requantiser.divisor),
             # A pixel's quotient has fewer bits than a score's: it saturates.
-            writer.q.eq(
-                Mux(divider.quotient[arith.INPUT_BITS :].any(), -1, divider.quotient)
-            ),
+            writer.q.eq(Mux(divider.quotient[arith.INPUT_BITS :].any(), -1, divider.quotient)),
             writer.q_valid.eq(divider.done & requantiser.input_mode),
             scorer.quotient.eq(divider.quotient),
             scorer.classes.eq(loader.header.classes),
             scorer.valid.eq(scores & kept),
-            requantiser.quotient_done.eq(
-                writer.q_valid | (scores & ~kept) | scorer.taken
-            ),
+            requantiser.quotient_done.eq(writer.q_valid | (scores & ~kept) | scorer.taken),
         ]
 
     def _control(self, m, record, loader, fetch, pool, requantiser, writer) -> None:

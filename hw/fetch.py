@@ -34,8 +34,8 @@ class WindowFetch(wiring.Component):
     Order: rows of tiles, tiles, window rows, memory words of a pixel, window columns. At stride 1 a
     word serves a pixel lane and, one column later, the lane to its left, so a window row takes
     pixel_lanes + columns - 1 words; at stride 2 pixel_lanes * columns. Pooling reads three words of
-    residuals a row, and each group is the next plane of them. A word outside the map is not read: it
-    is the padding.
+    residuals a row, and each group is the next plane of them. A word outside the map is not read:
+    it is the padding.
 
     The address moves by one step of the record a word: the compiler has multiplied all there is to
     multiply.
@@ -190,8 +190,8 @@ class WindowFetch(wiring.Component):
 class StepIssue(wiring.Component):
     """Turns words of a window into steps: what the lanes add in one cycle.
 
-    A commit gives every pixel lane its word; each word then feeds the input lanes in ``halves`` steps.
-    The last step of a tile waits for ``gate``: the requantiser paces the tiles.
+    A commit gives every pixel lane its word; each word then feeds the input lanes in ``halves``
+    steps. The last step of a tile waits for ``gate``: the requantiser paces the tiles.
 
     Members
     -------
@@ -224,9 +224,7 @@ class StepIssue(wiring.Component):
         g, r, word = self._geometry, self.record, self.i.payload
         lanes = g.pixel_lanes
         current = [Signal(g.word_bits, name=f"current{p}", reset_less=True) for p in range(lanes)]
-        staged = [
-            Signal(g.word_bits, name=f"staged{p}", reset_less=True) for p in range(lanes - 1)
-        ]
+        staged = [Signal(g.word_bits, name=f"staged{p}", reset_less=True) for p in range(lanes - 1)]
         held, half = Signal(), Signal(range(max(g.halves, 2)))
         last, word_last = Signal(), Signal()
         final = Signal()  # the last step of the words held

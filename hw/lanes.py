@@ -1,4 +1,4 @@
-"""The lanes: every cycle, input_lanes activations of pixel_lanes pixels into output_lanes sums each."""
+"""The lanes: every cycle a few channels of a few pixels, into the sums of all output lanes."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ class Lanes(wiring.Component):
     one of them, negated or not, by one LUT4 a bit. Negation is by one's complement: the parameters'
     bias makes up for it (`compiler.schedule`).
 
-    Timing: `Geometry.lane_cycles` from a step to its sums. With a tile's last step `captured` is high and `sums`
-    are the tile's; the accumulators start from 0 with the step behind it. One step a cycle. Weights
-    come one cycle after their step (a RAM block's latency).
+    Timing: `Geometry.lane_cycles` from a step to its sums. With a tile's last step `captured` is
+    high and `sums` are the tile's; the accumulators start from 0 with the step behind it. One step
+    a cycle. Weights come one cycle after their step (a RAM block's latency).
 
     Members
     -------

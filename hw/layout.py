@@ -31,7 +31,8 @@ def memory_read(geometry: Geometry) -> wiring.Signature:
 
 
 def memory_write(geometry: Geometry) -> wiring.Signature:
-    """A writer's side: written at the end of the cycle of ``valid & ready``; one mask bit a lane."""
+    """A writer's side: written at the end of the cycle of ``valid & ready``; one mask bit a
+    lane."""
     return wiring.Signature(
         {
             "valid": Out(1),

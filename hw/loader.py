@@ -1,4 +1,4 @@
-"""The loader: takes the Image's stream apart (see `compiler.image`) and holds what is needed next."""
+"""The loader: takes the Image's stream apart and holds what is needed next."""
 
 from __future__ import annotations
 

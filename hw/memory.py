@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from amaranth.hdl import Cat, ClockSignal, Const, Instance, Module, Signal
+from amaranth.hdl import Cat, ClockSignal, Const, Instance, Module, Signal, Value
 from amaranth.lib import memory, wiring
 from amaranth.lib.wiring import In, Out
 
@@ -16,8 +16,8 @@ SPRAM_BITS = 16
 class ActivationMemory(wiring.Component):
     """Single-ported memory with a write mask bit a lane.
 
-    Timing: an access takes the cycle in which ``enable`` is high. ``read_data`` is valid in the cycle
-    after a read, and in no other: single-port RAM blocks give garbage after a write.
+    Timing: an access takes the cycle in which ``enable`` is high. ``read_data`` is valid in the
+    cycle after a read, and in no other: single-port RAM blocks give garbage after a write.
 
     Parameters
     ----------
@@ -56,9 +56,7 @@ class ActivationMemory(wiring.Component):
 
     def _elaborate_inferred(self, m: Module) -> None:
         g = self._geometry
-        m.submodules.memory = mem = memory.Memory(
-            shape=g.word_bits, depth=g.memory_depth, init=[]
-        )
+        m.submodules.memory = mem = memory.Memory(shape=g.word_bits, depth=g.memory_depth, init=[])
         read = mem.read_port()
         write = mem.write_port(granularity=g.activation_bits)
         m.d.comb += [
@@ -128,13 +126,11 @@ class MemoryArbiter(wiring.Component):
             "write_mask": Out(geometry.word_channels),
             "read_data": In(geometry.word_bits),
         }
-        super().__init__(
-            ports | {name: In(signatures[kind]) for name, kind in clients.items()}
-        )
+        super().__init__(ports | {name: In(signatures[kind]) for name, kind in clients.items()})
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
-        taken: object = Const(0, 1)
+        taken: Value = Const(0, 1)
         for name in self._clients:
             client = getattr(self, name)
             m.d.comb += client.ready.eq(~taken)
@@ -156,4 +152,3 @@ class MemoryArbiter(wiring.Component):
             with m.If(writer.valid):
                 m.d.comb += [self.write_data.eq(writer.data), self.write_mask.eq(writer.mask)]
         return m
-

@@ -19,8 +19,8 @@ COLUMNS = arith.POOL_KERNEL
 def covers(word: int, pixel_in: int, pixel_out: int, lanes: int, pad: int) -> bool:
     """Whether window ``pixel_out`` holds pixel ``pixel_in`` of the row's ``word``-th memory word.
 
-    Counted from the tile's first output: window p spans columns 2p - pad .. 2p - pad + 2, and with a
-    pad the row's first word is the one to the left.
+    Counted from the tile's first output: window p spans columns 2p - pad .. 2p - pad + 2, and with
+    a pad the row's first word is the one to the left.
     """
     column = (word - pad) * lanes + pixel_in
     return 0 <= column - (2 * pixel_out - pad) < arith.POOL_KERNEL
@@ -59,7 +59,6 @@ class Pool(wiring.Component):
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
-        g = self._geometry
         column, row, full = Signal(2), Signal(2), Signal()
         taken = self.i.valid & self.i.ready
         m.d.comb += self.i.ready.eq(~full)
@@ -80,9 +79,7 @@ class Pool(wiring.Component):
         lanes, width = g.pixel_lanes, g.residual_bits
         bits = width + (arith.POOL_KERNEL**2 - 1).bit_length()
         # Which pixels of the word a window holds: the same for all channels.
-        masks = {
-            (q, p): self._mask(m, column, q, p) for p in range(lanes) for q in range(lanes)
-        }
+        masks = {(q, p): self._mask(m, column, q, p) for p in range(lanes) for q in range(lanes)}
         sums = []
         for c in range(g.residual_channels):
             pixels = [

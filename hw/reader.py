@@ -1,4 +1,4 @@
-"""Where the Image comes from: block RAM in the bitstream. Others may stand behind the same stream."""
+"""Where the Image comes from: block RAM. Others may stand behind the same stream."""
 
 from __future__ import annotations
 

@@ -10,9 +10,11 @@ from compiler import arith
 from compiler.geometry import POOL_SHIFT, Geometry
 from hw.layout import memory_read, memory_write, struct
 
-
 STEPS_PER_CYCLE = 2
 """Comparisons of the restoring division done in one cycle."""
+
+
+PLACES = ("word_first", "word_end", "word_last", "tile_end", "row_end", "tile_last")
 
 
 def value_layout(geometry: Geometry) -> data.StructLayout:
@@ -28,7 +30,7 @@ def value_layout(geometry: Geometry) -> data.StructLayout:
     """
     return data.StructLayout(
         {"valid": 1, "shift": 1, "pixel": range(max(geometry.pixel_lanes, 2)), "fits": 1}
-        | dict.fromkeys("word_first word_end word_last tile_end row_end tile_last".split(), 1)
+        | dict.fromkeys(PLACES, 1)
     )
 
 
@@ -126,9 +128,9 @@ class Requantiser(wiring.Component):
     and the restoring division of its staircase (`arith.restoring_division`), one value a cycle,
     two cycles and one for each two bits of activation. A tile takes `Geometry.tile_cycles`.
 
-    Memory accesses of the residual stream are not held up by anything: `gate` lets tiles start only on
-    multiples of `Geometry.phase_cycles`, on which reads and writes of residuals never meet. Writes
-    of activations wait in registers for a free cycle.
+    Memory accesses of the residual stream are not held up by anything: `gate` lets tiles start only
+    on multiples of `Geometry.phase_cycles`, on which reads and writes of residuals never meet.
+    Writes of activations wait in registers for a free cycle.
 
     While the image is taken in (`input_mode`), and in the last layer, one value at a time goes to a
     serial divider instead, and the next waits for `quotient_done`.
@@ -357,9 +359,7 @@ class Requantiser(wiring.Component):
         m.d.comb += moved.eq((aligned << g.max_left_shift) >> down)
         return moved
 
-    def _add(
-        self, m: Module, early: data.View, moved: Signal, place: data.View
-    ) -> tuple:
+    def _add(self, m: Module, early: data.View, moved: Signal, place: data.View) -> tuple:
         """Residual addition, saturating. ``early`` is the place two cycles before."""
         g, r = self._geometry, self.record
         width = g.residual_bits
@@ -432,7 +432,10 @@ class Requantiser(wiring.Component):
         # Activations need no more of the dividend than the reach of their own offsets.
         y = y[: self.quotient_bits].as_signed()
         for j in range(b - 1, -1, -1):
-            rest, bit = Signal(signed(self.quotient_bits + 1), name=f"rest{j}"), Signal(name=f"bit{j}")
+            rest, bit = (
+                Signal(signed(self.quotient_bits + 1), name=f"rest{j}"),
+                Signal(name=f"bit{j}"),
+            )
             m.d.comb += [rest.eq(y - (d << j)), bit.eq(~rest[-1])]
             after = Signal(signed(self.quotient_bits), name=f"after{j}")
             m.d.comb += after.eq(Mux(bit, rest, y))

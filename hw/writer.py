@@ -1,4 +1,4 @@
-"""The input writer: quantised pixels into activation memory, three columns of the window to a word."""
+"""The input writer: quantised pixels to memory, three columns of the window to a word."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ COLUMNS = 3
 class InputWriter(wiring.Component):
     """Writes each pixel as the right, middle and left column of three neighbouring words.
 
-    Word n of a slice holds columns n-1, n, n+1 in lanes ``column * tap_lanes + channel``, so that the
-    first layer's window is three words high and one wide. What lies beyond a row's ends, and lanes
-    that no channel uses, hold the zero point. The map has two words of guard at either end; see
-    `compiler.schedule`.
+    Word n of a slice holds columns n-1, n, n+1 in lanes ``column * tap_lanes + channel``, so that
+    the first layer's window is three words high and one wide. What lies beyond a row's ends, and
+    lanes that no channel uses, hold the zero point. The map has two words of guard at either end;
+    see `compiler.schedule`.
 
     One lane a cycle: a pixel takes 3 * slices cycles for each of its lanes, which the host's link
     hides.
@@ -107,10 +107,7 @@ class InputWriter(wiring.Component):
         # Slot 0 is the word to the left, where the pixel is the right column. A row's first pixel
         # is nobody's right column, its last nobody's left.
         padding = (
-            ~real
-            | (lane > h.channels)
-            | ((slot == 0) & (column == 0))
-            | (last_slot & last_column)
+            ~real | (lane > h.channels) | ((slot == 0) & (column == 0)) | (last_slot & last_column)
         )
         width = slices * g.activation_bits
         value = Cat(Mux(padding, h.zero, self.q), Const(0, width - arith.INPUT_BITS))
