@@ -102,6 +102,7 @@ class Schedule:
         return sum(layer.cycles for layer in self.layers)
 
     def region(self, tensor: str) -> Region:
+        """Where a tensor stands in activation memory, once it is written."""
         return next(r for r in self.regions if r.tensor == tensor)
 
 
@@ -153,9 +154,11 @@ class Fused:
     quantise: Quantise | None = None
 
     def reads(self) -> list[str]:
+        """Tensors in memory that the layer reads."""
         return [self.source, *([self.add.residual] if self.add and self.add.residual else [])]
 
     def writes(self) -> list[str]:
+        """Tensors in memory that the layer writes."""
         if isinstance(self.op, Pool):
             return [self.op.output]
         return [op.output for op in (self.add, self.quantise) if op is not None]
