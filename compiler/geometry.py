@@ -156,7 +156,7 @@ class Geometry:
     @property
     def activation_offset_bits(self) -> int:
         """Width of the offsets of activations: their dividends must reach no further."""
-        return self.residual_bits + self.fraction_bits + 1
+        return max(self.accumulator_bits, self.residual_bits + 1) + self.fraction_bits
 
     @property
     def param_bits(self) -> int:

@@ -433,7 +433,7 @@ class Requantiser(wiring.Component):
         y = y[: self.quotient_bits].as_signed()
         for j in range(b - 1, -1, -1):
             rest, bit = (
-                Signal(signed(self.quotient_bits + 1), name=f"rest{j}"),
+                Signal(signed(max(self.quotient_bits, len(d) + j + 1) + 1), name=f"rest{j}"),
                 Signal(name=f"bit{j}"),
             )
             m.d.comb += [rest.eq(y - (d << j)), bit.eq(~rest[-1])]
