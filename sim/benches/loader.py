@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import cocotb
 import numpy as np
@@ -19,7 +19,8 @@ from sim.benches.networks import random_program
 from sim.benches.points import SMALL, Points, Ports, fields, join
 from sim.drivers import STALLS, StreamSource
 
-POINTS = {"plain": Geometry(weight_depth=128), "small": SMALL}
+POINTS = {"plain": Geometry(weight_depth=32), "small": replace(SMALL, weight_depth=64)}
+"""Rings that do not hold two of the larger groups."""
 
 UNKEPT = ("magic", "geometry")
 """Fields of the header that are checked and then forgotten."""
