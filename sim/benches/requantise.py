@@ -25,7 +25,7 @@ from sim.benches.loader import param_words
 from sim.benches.networks import PADDINGS, random_program
 from sim.benches.points import EIGHT, SMALL, WIDE, Points, Ports, fields, join, split
 
-POINTS = {"plain": Geometry(memory_depth=4096), "small": SMALL}
+POINTS = {"plain": Geometry(output_lanes=4, memory_depth=4096), "small": SMALL}
 
 GRID = POINTS | {"wide": WIDE, "narrow": replace(SMALL, residual_bits=14), "eight": EIGHT}
 

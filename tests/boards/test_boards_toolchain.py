@@ -213,7 +213,7 @@ def test_no_seeds(tmp_path):
 
 def synthesise(tmp_path, component, options=None):
     """Netlist of a component on the iCEBreaker, with its build and its top."""
-    top = BoardTop(ICEBREAKER, lambda clock_hz: component)
+    top = BoardTop(ICEBREAKER, lambda clock_hz: component, 36e6)
     build = Build(tmp_path / "build")
     return build, top, build.synthesise(top.verilog(), options=options)
 

@@ -177,7 +177,7 @@ GEOMETRIES = {
     "b2": {"activation_bits": 2, **DEEP},
     "b2_wide": {"activation_bits": 2, "word_channels": 32, **DEEP},
     "b3": {"activation_bits": 3, **DEEP},
-    "b5": {"activation_bits": 5, "accumulator_bits": 18},
+    "b5": {"activation_bits": 5, "accumulator_bits": 18, **DEEP},
     "b8": {
         "activation_bits": 8,
         "accumulator_bits": 21,
