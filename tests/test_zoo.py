@@ -29,18 +29,11 @@ def test_digits() -> None:
 @pytest.mark.data
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "dataset", "images", "least", "agreement"),
-    [
-        ("mnist-wrn8-1-a4", "mnist", 10_000, 0.99, 0.995),
-        # All activations are equal; what differs is the rounding of the 16-bit scores, which
-        # decides the answer where a network of 78 % is undecided.
-        ("cifar10-wrn20-1-a4", "cifar10", 1000, 0.75, 0.99),
-    ],
+    ("name", "dataset", "images", "least"),
+    [("mnist-wrn8-1-a4", "mnist", 10_000, 0.99), ("cifar10-wrn20-1-a4", "cifar10", 1000, 0.75)],
 )
-def test_image_sets(
-    name: str, dataset: str, images: int, least: float, agreement: float, data_folder: Path
-) -> None:
+def test_image_sets(name: str, dataset: str, images: int, least: float, data_folder: Path) -> None:
     result = measured(name, dataset, data_folder, images)
     assert result.golden >= least
-    assert result.golden_agrees_float >= agreement
-    assert abs(result.golden - result.float_) <= max(0.001, 2 / images)
+    assert result.golden_agrees_float >= 0.995
+    assert round(images * abs(result.golden - result.float_)) <= max(2, images // 1000)
