@@ -131,7 +131,7 @@ class _Draw:
         if spread is None:
             spread = max(-source.low, source.high) / 6
             if source.kind == "residual":
-                spread = min(spread, 600.0 * 2**self.shift)
+                spread = min(spread, 600.0 * 2**self.shift, 8000.0)  # a divisor has 19 bits
         stairs = random_staircase(self.rng, source.channels, bits, spread, zero)
         self.ops.append(Quantise(name, source.name, name, stairs))
         return self.tensor(name, kind, source.shape, 0, (1 << bits) - 1, zero)

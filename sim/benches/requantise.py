@@ -27,10 +27,11 @@ from sim.benches.points import EIGHT, SMALL, WIDE, Points, Ports, fields, join, 
 
 POINTS = {"plain": Geometry(output_lanes=4, memory_depth=4096), "small": SMALL}
 
-GRID = POINTS | {"wide": WIDE, "narrow": replace(SMALL, residual_bits=14), "eight": EIGHT}
-
-WRITE_PATIENCE = 5
-"""Longest that a write of activations is held up: the memory has that much to spare."""
+GRID = POINTS | {
+    "wide": WIDE,
+    "narrow": replace(SMALL, residual_bits=14, weight_depth=256),
+    "eight": EIGHT,
+}
 
 PASSED_ON = [
     "record",
@@ -150,6 +151,8 @@ class _Bench:
         self.tiles: list[list[int]] = []
         self.words: list[int] = []
         self.bytes: list[int] = []
+        # All of a tile's writes of activations must be done when the next tile's come.
+        self.patience = (geometry.tile_cycles - 1) // geometry.pixel_lanes - 1
         self.stall = 0.5
         cocotb.start_soon(self._cycles())
 
@@ -171,7 +174,7 @@ class _Bench:
             ports.param_data.value = self.params[address] if known else self.noise(32)
             ports.residual_read__data.value = self.noise(g.word_bits) if read is None else read
             ports.want.value = int(bool(self.tiles) and rng.random() < 0.8)
-            ready = int(rng.random() >= self.stall or waited >= WRITE_PATIENCE)
+            ready = int(rng.random() >= self.stall or waited >= self.patience)
             ports.activation_write__ready.value = ready
             give = bool(self.words) and rng.random() < 0.8
             ports.i_pool__valid.value = int(give)
