@@ -10,7 +10,7 @@ from amaranth.lib.wiring import In, Out
 class SerialDivider(wiring.Component):
     """``clip(dividend // divisor, 0, 2**steps - 1)``: `compiler.arith.restoring_division`.
 
-    Timing: `done` is high for one cycle, ``steps`` cycles after `start`; `quotient` then holds
+    Timing: `done` is high for one cycle, ``steps`` + 1 cycles after `start`; `quotient` then holds
     until the next start.
 
     Parameters
