@@ -43,12 +43,12 @@ from amaranth.hdl import (
     Signal,
     Value,
     ValueLike,
-    signed,
-    unsigned,
 )
-from amaranth.lib import data, stream, wiring
+from amaranth.lib import stream, wiring
 from amaranth.lib.crc import catalog
 from amaranth.lib.wiring import In, Out
+
+from hw.scorer import ANSWER
 
 REQUEST = 0xA5
 """First byte of a request."""
@@ -80,8 +80,8 @@ class Status(IntEnum):
     """The engine has no network yet, or reports an error."""
 
 
-Answer = data.StructLayout({"score": signed(16), "label": unsigned(8), "last": 1})
-"""One class' score; with the last one's, the label of the image."""
+Answer = ANSWER
+"""What the engine sends: one class' score; with the last one's, the label of the image."""
 
 
 class Host(wiring.Component):
