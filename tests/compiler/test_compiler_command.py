@@ -55,7 +55,8 @@ def test_golden_at_another_width(run):
     assert found["golden"] >= 0.9
 
 
-def test_golden_needs_images(run, tmp_path):
+def test_golden_needs_images(run, monkeypatch):
+    monkeypatch.delenv("SIGNUM_DATA", raising=False)
     said = run("golden", DIGITS, "--dataset", "mnist", code=2)
     assert "hint: --data DIR" in said
 
