@@ -1,4 +1,4 @@
-"""The command line of the compiler: ``python -m compiler build|inspect|golden|compare``."""
+"""The command line of the compiler: ``python -m compiler build|inspect|golden|compare|export``."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from compiler.errors import SignumError, UsageError
 
 if TYPE_CHECKING:
-    from compiler.checkpoint import Checkpoint
     from compiler.datasets import Dataset
+    from compiler.networks import NetworkFile
     from compiler.program import Program
     from compiler.schedule import Schedule
 
@@ -37,6 +37,9 @@ STAGES = (
     *("golden", "rtl"),
 )
 """The steps of `build`, in order; each leaves its file."""
+
+ANSWERS = "answers"
+"""Folder, within a build's, of what networks answered so far (`compiler.answers`)."""
 
 Say = Callable[[str], None]
 
@@ -155,33 +158,33 @@ def _build(options: argparse.Namespace, say: Say) -> dict[str, Any]:
     return result
 
 
-def _checkpoint(stages: Any, source: Path) -> Checkpoint:
-    """Read, check and keep the checkpoint."""
-    from compiler import checkpoint
-    from compiler.stages import file_digest, write
+def _checkpoint(stages: Any, source: Path) -> NetworkFile:
+    """Read, check and keep the network's file."""
+    from compiler import networks
+    from compiler.stages import write
 
-    kept = stages.folder / "checkpoint.pt"
+    kept = stages.folder / f"checkpoint{networks.suffix_of(source)}"
 
     def work() -> None:
-        found = checkpoint.load(source)
+        found = networks.load(source)
         q = found.quantiser
         description = {
             "network": {"name": found.network.name, **asdict(found.network)},
             "quantiser": q and {"activation_bits": q.activation_bits, "steps": dict(q.steps)},
             "training": dict(found.training or {}),
-            "sha256": file_digest(source),
+            "sha256": networks.digest_of(source),
         }
         write(stages.folder / "checkpoint.json", json.dumps(description, indent=1) + "\n")
-        write(kept, source.read_bytes())
+        write(kept, networks.whole_file(source))
 
     if not stages.skipped("checkpoint") and not source.is_file():
-        checkpoint.load(source)  # says what is wrong
-    key = "" if stages.skipped("checkpoint") else file_digest(source)
-    stages.run("checkpoint", [key], ("checkpoint.pt", "checkpoint.json"), work)
-    return checkpoint.load(kept)
+        networks.load(source)  # says what is wrong
+    key = "" if stages.skipped("checkpoint") else networks.digest_of(source)
+    stages.run("checkpoint", [key], (kept.name, "checkpoint.json"), work)
+    return networks.load(kept)
 
 
-def _calibration(checkpoint: Checkpoint, bits: int | None, data: Dataset | None) -> Any:
+def _calibration(checkpoint: NetworkFile, bits: int | None, data: Dataset | None) -> Any:
     from compiler import accuracy
 
     if not accuracy.needs_calibration(checkpoint, bits):
@@ -190,21 +193,22 @@ def _calibration(checkpoint: Checkpoint, bits: int | None, data: Dataset | None)
 
 
 def _program(
-    stages: Any, checkpoint: Checkpoint, activation_bits: int | None, calibration: Any
+    stages: Any, checkpoint: NetworkFile, activation_bits: int | None, calibration: Any
 ) -> Program:
     """Lower to integers."""
-    from compiler import accuracy, graph
+    from compiler import accuracy, networks
     from compiler.program import Program
     from compiler.stages import file_digest, source_digest, write
 
     path = stages.folder / "program.json"
 
     def work() -> None:
-        program = accuracy.program_of(graph.build(checkpoint), activation_bits, calibration)
+        graph = networks.graph_of(checkpoint)
+        program = accuracy.program_of(graph, activation_bits, calibration)
         write(path, program.to_json())
 
     inputs = [
-        *(file_digest(stages.folder / "checkpoint.pt"), activation_bits, _digest(calibration)),
+        *(file_digest(stages.folder / "checkpoint.json"), activation_bits, _digest(calibration)),
         source_digest("compiler"),
     ]
     stages.run("program", inputs, ("program.json",), work)
@@ -249,28 +253,29 @@ def _image(stages: Any, image: Any) -> None:
 
 
 def _golden(
-    stages: Any, checkpoint: Checkpoint, program: Program, data: Dataset | None, calibration: Any
+    stages: Any, checkpoint: NetworkFile, program: Program, data: Dataset | None, calibration: Any
 ) -> dict[str, Any]:
     """Accuracy of the float network and of the integers over the whole test split."""
-    from compiler import accuracy, graph
+    from compiler import accuracy, networks
     from compiler.stages import file_digest, source_digest, write
 
     path = stages.folder / "golden.json"
 
     def work() -> dict[str, Any]:
-        result: dict[str, Any] = dict.fromkeys(
-            ("images", "float", "float_unquantised", "golden", "golden_agrees_float", "saturations")
-        )
+        result: dict[str, Any] = dict(accuracy.nothing_measured())
         if data is not None:
             images, labels = data.test_images, data.test_labels
+            graph = networks.graph_of(checkpoint)
             result = accuracy.measure(
-                graph.build(checkpoint), program, images, labels, calibration
+                *(graph, program, images, labels, calibration),
+                folder=stages.folder / ANSWERS,
+                say=stages.say,
             ).report()
         write(path, json.dumps(result, indent=1) + "\n")
         return result
 
     inputs = [
-        *(file_digest(stages.folder / name) for name in ("checkpoint.pt", "program.json")),
+        *(file_digest(stages.folder / name) for name in ("checkpoint.json", "program.json")),
         *(_digest(data and data.test_images), _digest(calibration), source_digest("compiler")),
     ]
     return dict(stages.run("golden", inputs, (path.name,), work))
@@ -341,8 +346,11 @@ def _simulation_folder(options: argparse.Namespace, folder: Path) -> Path | None
 def _smaller(network: Any, program: Program, plan: Any) -> str:
     """A network for the same images that fits the board, as an option of `python -m train`."""
     from boards import build as boards_build
+    from compiler.checkpoint import Network
     from compiler.sizing import candidates
 
+    if not isinstance(network, Network):  # of somebody else's shape: we could train no smaller one
+        return ""
     for smaller in candidates(network, program.activation_bits):
         try:
             boards_build.fit(smaller, plan)
@@ -379,7 +387,7 @@ def inspect_command(options: argparse.Namespace, console: Console) -> None:  # n
     from compiler import inspect
     from compiler.schedule import schedule
 
-    program = _read_program(options.file, options.activation_bits)
+    program = _read_program(options)
     laid_out = None
     if options.board or options.lanes:
         from boards import records
@@ -396,20 +404,28 @@ def inspect_command(options: argparse.Namespace, console: Console) -> None:  # n
 
 def golden_command(options: argparse.Namespace, console: Console) -> None:
     """Accuracy of the float network and of its integers."""
-    from compiler import accuracy, checkpoint, graph
+    from compiler import accuracy, networks
+    from compiler.lower import quantised
 
-    read = checkpoint.load(options.file)
+    read = networks.load(options.file)
     data, missing = accuracy.open_data(read, options.dataset, options.data)
     if data is None:
         raise UsageError(f"there must be images to run: {missing}", "--dataset NAME --data DIR")
     calibration = _calibration(read, options.activation_bits, data)
-    float_graph = graph.build(read)
+    float_graph = networks.graph_of(read)
+    folder = (options.out or Path("build") / options.file.stem) / ANSWERS
     with _progress(console) as say:
         say(f"lowering {float_graph.network}")
-        program = accuracy.program_of(float_graph, options.activation_bits, calibration)
+        stepped = quantised(float_graph, options.activation_bits, calibration)
+        program = accuracy.program_of(stepped, None, calibration)
         images, labels = data.test_images[: options.images], data.test_labels[: options.images]
-        say(f"running {len(images):,} images")
-        result = accuracy.measure(float_graph, program, images, labels, calibration).report()
+        say(f"running {len(images):,} images; answers are kept in {folder}")
+        result = accuracy.measure(
+            *(stepped, program, images, labels),
+            models=options.models,
+            folder=folder,
+            say=say,
+        ).report()
     if options.json:
         sys.stdout.write(json.dumps({"accuracy": result}) + "\n")
         return
@@ -421,7 +437,10 @@ def golden_command(options: argparse.Namespace, console: Console) -> None:
         f"{result['images']:,} test images of {data.name}"
     )
     for name in ("float_unquantised", "float", "golden", "golden_agrees_float"):
-        out.print(f"{name:20} {percent(result[name])}")
+        if result[name] is not None:
+            out.print(f"{name:20} {percent(result[name])}")
+    if result["golden_images_per_second"] is not None:
+        out.print(f"golden model         {result['golden_images_per_second']:.1f} images/s")
 
 
 def compare_command(options: argparse.Namespace, console: Console) -> None:  # noqa: ARG001
@@ -438,19 +457,36 @@ def compare_command(options: argparse.Namespace, console: Console) -> None:  # n
         compare.show(result, _paper())
 
 
-def _read_program(path: Path, activation_bits: int | None) -> Program:
-    """The Program of a checkpoint, or of a file that holds one."""
-    from compiler import accuracy, checkpoint, graph
+def export_command(options: argparse.Namespace, console: Console) -> None:
+    """Write a network as ONNX, for anyone's runtime."""
+    from compiler import export_float, export_integer, networks
+    from compiler.stages import write
+
+    if options.form == "integer":
+        program = _read_program(options)
+        model = export_integer.to_onnx(program, every_layer=options.layers)
+    else:
+        quantised = options.form == "float"
+        graph = networks.graph_of(networks.load(options.file))
+        model = export_float.to_onnx(graph, quantised)
+    write(options.out, model.SerializeToString())
+    console.print(f"made {options.out}: {model.graph.name}, {len(model.graph.node)} operators")
+
+
+def _read_program(options: argparse.Namespace) -> Program:
+    """The Program of a network file, or of a file that holds one."""
+    from compiler import accuracy, networks
     from compiler.program import Program
 
+    path, activation_bits = options.file, options.activation_bits
     if path.suffix == ".json":
         if not path.is_file():
             raise UsageError(f"FILE must be a file, and there is none at {path}")
         return Program.from_json(path.read_text())
-    read = checkpoint.load(path)
-    data, _ = accuracy.open_data(read)
+    read = networks.load(path)
+    data, _ = accuracy.open_data(read, options.dataset, options.data)
     calibration = _calibration(read, activation_bits, data)
-    return accuracy.program_of(graph.build(read), activation_bits, calibration)
+    return accuracy.program_of(networks.graph_of(read), activation_bits, calibration)
 
 
 def _paper() -> Console:
@@ -503,6 +539,8 @@ def _megahertz(text: str) -> float:
 
 
 def _parser() -> argparse.ArgumentParser:
+    from compiler.answers import MODELS
+
     parser = argparse.ArgumentParser(prog="python -m compiler", description=__doc__)
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument(
@@ -525,7 +563,7 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser(
         "build", parents=[common, bits, data], help="make a bitstream, simulate it, and report"
     )
-    command.add_argument("file", type=Path, metavar="FILE", help="checkpoint (.pt)")
+    command.add_argument("file", type=Path, metavar="FILE", help="checkpoint (.pt), .onnx or .mat")
     command.add_argument("--board", required=True, metavar="B", help="see `python -m boards list`")
     command.add_argument("--lanes", type=_lanes, metavar="INxOUTxPIX", help="default: the board's")
     command.add_argument("--clock", type=_megahertz, metavar="MHZ", help="default: the board's")
@@ -542,8 +580,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     command.set_defaults(command=build_command)
 
-    command = commands.add_parser("inspect", parents=[common, bits], help="a table of layers")
-    command.add_argument("file", type=Path, metavar="FILE", help="checkpoint, or program.json")
+    command = commands.add_parser("inspect", parents=[common, bits, data], help="a table of layers")
+    command.add_argument("file", type=Path, metavar="FILE", help="network, or program.json")
     command.add_argument("--board", metavar="B", help="adds cycles and memory")
     command.add_argument("--lanes", type=_lanes, metavar="INxOUTxPIX")
     command.set_defaults(command=inspect_command)
@@ -551,8 +589,19 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser(
         "golden", parents=[common, bits, data], help="accuracy in float and in integers"
     )
-    command.add_argument("file", type=Path, metavar="FILE", help="checkpoint (.pt)")
+    command.add_argument("file", type=Path, metavar="FILE", help="checkpoint (.pt), .onnx or .mat")
     command.add_argument("--images", type=_count, metavar="N", help="default: the whole test split")
+    command.add_argument(
+        "--models",
+        nargs="+",
+        choices=MODELS,
+        default=MODELS,
+        metavar="M",
+        help=f"which of {', '.join(MODELS)}; default: all",
+    )
+    command.add_argument(
+        "--out", type=Path, metavar="DIR", help="where answers are kept; default: build/NAME"
+    )
     command.set_defaults(command=golden_command)
 
     command = commands.add_parser(
@@ -562,6 +611,21 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("b", type=Path, metavar="B", help="the same")
     command.add_argument("--images", type=_count, default=16, metavar="N")
     command.set_defaults(command=compare_command)
+
+    command = commands.add_parser(
+        "export", parents=[common, bits, data], help="write ONNX for somebody else's runtime"
+    )
+    command.add_argument("file", type=Path, metavar="FILE", help="network, or program.json")
+    command.add_argument("-o", "--out", type=Path, required=True, metavar="FILE.onnx")
+    form = command.add_mutually_exclusive_group()
+    for name, said in (
+        ("integer", "the Program, equal to golden bit for bit (default)"),
+        ("float", "the float network, with the quantisers that it has"),
+        ("unquantised", "the float network without quantisers"),
+    ):
+        form.add_argument(f"--{name}", dest="form", action="store_const", const=name, help=said)
+    command.add_argument("--layers", action="store_true", help="make every tensor an output")
+    command.set_defaults(command=export_command, form="integer")
     return parser
 
 

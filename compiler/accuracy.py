@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import os
-from dataclasses import asdict, dataclass
+from collections.abc import Collection
+from dataclasses import asdict, dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from compiler import datasets, golden
+from compiler import arith, datasets, golden, int8
 from compiler import graph as ir
-from compiler.checkpoint import Checkpoint, Network
+from compiler.answers import MODELS, Answers, Interpreter, collect, content_digest
+from compiler.checkpoint import Network
 from compiler.datasets import Dataset
 from compiler.errors import SignumError, UsageError
 from compiler.graph import Graph
 from compiler.lower import lower, quantised, rounded
+from compiler.networks import Description, NetworkFile
 from compiler.program import Program
+from compiler.stages import Say, digest, file_digest, silent
 
 RESIDUAL_BITS = 16
 """Width of the residual stream of every engine: where a Program's saturates."""
@@ -24,14 +29,14 @@ RESIDUAL_BITS = 16
 
 @dataclass(frozen=True, slots=True)
 class Accuracy:
-    """Shares of a set of test images, 0 .. 1.
+    """Shares of a set of test images, 0 .. 1; None for what was not measured.
 
     Attributes
     ----------
     images : int
         How many there were.
     float_ : float
-        Right answers of the Graph in float64, with its quantisers.
+        Right answers of the Graph with its quantisers.
     float_unquantised : float
         The same without any quantiser.
     golden : float
@@ -40,18 +45,26 @@ class Accuracy:
         Images for which Program and quantised Graph name the same class.
     saturations : int
         Values of residual streams that saturated, over all images.
+    golden_images_per_second : float
+        How fast the golden model was.
     """
 
     images: int
-    float_: float
-    float_unquantised: float
-    golden: float
-    golden_agrees_float: float
-    saturations: int
+    float_: float | None
+    float_unquantised: float | None
+    golden: float | None
+    golden_agrees_float: float | None
+    saturations: int | None
+    golden_images_per_second: float | None
 
-    def report(self) -> dict[str, float | int]:
+    def report(self) -> dict[str, float | int | None]:
         """By the names of `report.json`."""
         return {name.rstrip("_"): value for name, value in asdict(self).items()}
+
+
+def nothing_measured() -> dict[str, None]:
+    """`Accuracy.report` where there are no images."""
+    return {field.name.rstrip("_"): None for field in fields(Accuracy)}
 
 
 def program_of(
@@ -70,7 +83,7 @@ def program_of(
     return lower(graph, activation_bits, calibration).with_residual_bits(RESIDUAL_BITS)
 
 
-def needs_calibration(checkpoint: Checkpoint, activation_bits: int | None) -> bool:
+def needs_calibration(checkpoint: NetworkFile, activation_bits: int | None) -> bool:
     """Whether a checkpoint has no steps for a width of activations."""
     q = checkpoint.quantiser
     return q is None or activation_bits not in (None, q.activation_bits)
@@ -82,34 +95,87 @@ def measure(
     images: NDArray[np.uint8],
     labels: NDArray[np.integer],
     calibration: NDArray[np.uint8] | None = None,
+    *,
+    models: Collection[str] = MODELS,
+    folder: Path | None = None,
+    say: Say = silent,
 ) -> Accuracy:
-    """Run images through the float Graph, with and without quantisers, and through the Program."""
-    stepped = rounded(quantised(graph, program.activation_bits, calibration), program)
-    as_float = _classes(stepped, images, quantised_=True)
-    without = _classes(graph, images, quantised_=False)
-    result = golden.run(program, images)
+    """Run images through the float Graph, with and without quantisers, and through the Program.
+
+    Parameters
+    ----------
+    calibration : (N, C, H, W) uint8, optional
+        What the Program's steps were chosen from, where the Graph has none.
+    models : collection of str
+        Which of `MODELS` to run.
+    folder : Path, optional
+        Where answers are kept as they come, for a run that goes on (`answers.collect`).
+    say : Say
+        Told how far a long run is.
+    """
+    found: dict[str, Answers] = {}
+    for name in MODELS:
+        if name in models:
+            key, interpreter = _model(name, graph, program, calibration)
+            found[name] = collect(name, key, interpreter, images, folder, say)
+    classes = {name: answers.classes for name, answers in found.items()}
+
+    def share(name: str, truth: NDArray[np.integer] | None) -> float | None:
+        if name not in classes or truth is None:
+            return None
+        return float(np.mean(classes[name] == truth))
+
     return Accuracy(
         len(images),
-        float(np.mean(as_float == labels)),
-        float(np.mean(without == labels)),
-        float(np.mean(result.classes == labels)),
-        float(np.mean(result.classes == as_float)),
-        sum(result.saturations.values()),
+        share("float", labels),
+        share("float_unquantised", labels),
+        share("golden", labels),
+        share("golden", classes.get("float")),
+        found["golden"].saturations if "golden" in found else None,
+        found["golden"].images_per_second if "golden" in found else None,
     )
 
 
-def _classes(graph: Graph, images: NDArray[np.uint8], *, quantised_: bool) -> NDArray[np.int64]:
-    return np.asarray(np.argmax(ir.scores(graph, images, quantised_), axis=1))
+def _model(
+    name: str, graph: Graph, program: Program, calibration: NDArray[np.uint8] | None
+) -> tuple[str, Interpreter]:
+    """One of `MODELS`: a digest of all that its answers follow from, and what computes them."""
+    code = [file_digest(Path(module.__file__ or "")) for module in (arith, ir)]
+    if name == "golden":
+        code += [file_digest(Path(module.__file__ or "")) for module in (golden, int8)]
+        return digest(program.to_json(), *code), partial(_golden, program)
+    if name == "float":
+        stepped = rounded(quantised(graph, program.activation_bits, calibration), program)
+        return digest(content_digest(stepped.nodes), *code), partial(_float, stepped)
+    # Without quantisers a network is the same whatever their widths and steps are.
+    nodes = [
+        replace(n, bits=0, step=None) if isinstance(n, ir.Quantiser) else n for n in graph.nodes
+    ]
+    return digest(content_digest(nodes), *code), partial(_float_unquantised, graph)
+
+
+def _golden(program: Program, images: NDArray[np.uint8]) -> tuple[NDArray[np.int64], int]:
+    result = golden.run(program, images)
+    return result.classes, sum(result.saturations.values())
+
+
+def _float(graph: Graph, images: NDArray[np.uint8]) -> tuple[NDArray[np.int64], int]:
+    return np.argmax(ir.scores(graph, images), axis=1), 0
+
+
+def _float_unquantised(graph: Graph, images: NDArray[np.uint8]) -> tuple[NDArray[np.int64], int]:
+    scores = ir.scores(graph, images, quantised=False, dtype=np.float32)
+    return np.argmax(scores, axis=1), 0
 
 
 # -- data ------------------------------------------------------------------------------------------
 
-CALIBRATION_IMAGES = 256
+CALIBRATION_IMAGES = 128
 """Training images from which steps are chosen, where they have to be."""
 
 
 def open_data(
-    checkpoint: Checkpoint, name: str | None = None, folder: Path | None = None
+    checkpoint: NetworkFile, name: str | None = None, folder: Path | None = None
 ) -> tuple[Dataset | None, str]:
     """The data set to compare on, or None and why there is none.
 
@@ -140,7 +206,7 @@ def open_data(
     return data, ""
 
 
-def _check_suits(data: Dataset, network: Network) -> None:
+def _check_suits(data: Dataset, network: Network | Description) -> None:
     if data.image_shape != network.input:
         raise UsageError(
             f"data set {data.name!r} must have images of {network.input}, not {data.image_shape}",

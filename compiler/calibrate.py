@@ -134,12 +134,13 @@ def _observed(graph: Graph, images: NDArray[np.uint8]) -> dict[str, Float]:
     """What calibration images send into each quantiser, thinned out evenly."""
     sources = {q.name: q.source for q in graph.all(ir.Quantiser)}
     kept: dict[str, list[Float]] = {name: [] for name in sources}
-    for values in ir.batches(graph, images, quantised=False, names=sources.values()):
+    names = sources.values()
+    for values in ir.batches(graph, images, quantised=False, names=names, dtype=np.float32):
         for name, source in sources.items():
             part = values[source].ravel()
             share = SAMPLES * len(values[source]) // len(images)
             # an odd stride, so that the samples meet every column of a map
-            kept[name].append(part[:: max(1, len(part) // max(1, share)) | 1].copy())
+            kept[name].append(part[:: max(1, len(part) // max(1, share)) | 1].astype(np.float64))
     return {name: np.concatenate(parts) for name, parts in kept.items()}
 
 

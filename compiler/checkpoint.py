@@ -1,5 +1,7 @@
 """The checkpoint file: what `train` writes and the compiler reads (docs/checkpoint.md binds both).
 
+`load` also reads the published networks of docs/formats.md, which become the same Checkpoint.
+
 In memory a `Checkpoint` holds numpy arrays, its 1-bit weights as +1 and -1 (int8); in the file they
 are packed eight to a byte. Nothing a file says is believed before it is checked, and nothing in it
 is ever run.
@@ -19,6 +21,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from compiler import mat_file
 from compiler.arith import Pads, same_pads
 from compiler.errors import CheckpointError
 
@@ -383,11 +386,17 @@ def _open(path: Path) -> object:
 def load(path: str | os.PathLike[str]) -> Checkpoint:
     """Read a checkpoint and hold it to every rule of docs/checkpoint.md.
 
+    A MATLAB file is recognised by its first bytes, and read as `mat_networks.read` does.
+
     Raises
     ------
     CheckpointError
         No such file; not a torch file; code in it; a wrong version, key, type, shape or value.
     """
+    if mat_file.recognises(Path(path)):
+        from compiler import mat_networks  # makes Checkpoints, and so imports this module
+
+        return mat_networks.read(Path(path))
     document = _open(Path(path))
     top = document if isinstance(document, dict) else {}
     found, version = top.get("format"), top.get("version")

@@ -1,7 +1,8 @@
-"""Two networks on the same images, layer by layer: a float checkpoint, or an integer Program.
+"""Two networks on the same images, layer by layer: float, integers, or a third party's opinion.
 
-Values are compared in real units (an integer less its zero, times its step), for the tensors that
-both have by name: the activations, the residual stream and the scores. Two Programs are also
+A checkpoint runs in float64, a Program in the golden model, an ONNX file in onnxruntime. Values are
+compared in real units (an integer less its zero, times its step), for the tensors that both have by
+name: the activations, the residual stream and the scores. Where both sides are integers they are
 compared as integers.
 """
 
@@ -9,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +22,14 @@ from compiler.datasets import Dataset
 from compiler.errors import UsageError
 from compiler.program import Program
 
+if TYPE_CHECKING:
+    from compiler.onnx_run import Opinion
+
+    Source = checkpoint.Checkpoint | Program | Opinion
+
+KINDS = ("activation", "residual", "score")
+"""Tensors of a Program that are compared."""
+
 SCORES = "scores"
 
 
@@ -30,14 +39,17 @@ class Side:
 
     Attributes
     ----------
-    kind : "float" or "golden"
+    kind : "float", "golden" or "onnxruntime"
     integers : dict
         Of a Program, the integers themselves.
+    precision : float
+        Relative: floats differ in their last digits, and that is no difference.
     """
 
     kind: str
     values: dict[str, NDArray[np.float64]]
     integers: dict[str, NDArray[np.int64]]
+    precision: float = 1e-9
 
 
 def compare(
@@ -48,7 +60,7 @@ def compare(
     Raises
     ------
     SignumError
-        A file is neither a checkpoint nor a Program, or the two take different images.
+        A file is neither a checkpoint nor a Program nor ONNX, or the two take different images.
     """
     sides = [_open(path) for path in (a, b)]
     shapes = [_shape(side) for side in sides]
@@ -69,7 +81,11 @@ def compare(
     }
 
 
-def _open(path: Path) -> checkpoint.Checkpoint | Program:
+def _open(path: Path) -> Source:
+    if path.suffix == ".onnx":
+        from compiler import onnx_run  # here, so that the compiler starts without it
+
+        return onnx_run.opinion(path)
     if path.suffix == ".json":
         if not path.is_file():
             raise UsageError(f"there must be a file at {path}")
@@ -77,8 +93,10 @@ def _open(path: Path) -> checkpoint.Checkpoint | Program:
     return checkpoint.load(path)
 
 
-def _shape(side: checkpoint.Checkpoint | Program) -> tuple[int, int, int]:
-    return side.image.shape if isinstance(side, Program) else side.network.input
+def _shape(side: Source) -> tuple[int, int, int]:
+    if isinstance(side, checkpoint.Checkpoint):
+        return side.network.input
+    return side.image.shape if isinstance(side, Program) else side.shape
 
 
 def _pictures(
@@ -94,19 +112,14 @@ def _pictures(
     return found.test_images[:count], found.name
 
 
-def _run(side: checkpoint.Checkpoint | Program, pictures: NDArray[np.uint8]) -> Side:
+def _run(side: Source, pictures: NDArray[np.uint8]) -> Side:
     if isinstance(side, Program):
-        kinds = ("activation", "residual", "score")
-        wanted = [t for t in side.tensors if t.kind in kinds]
+        wanted = [t for t in side.tensors if t.kind in KINDS]
         integers = golden.run(side, pictures, [t.name for t in wanted]).tensors
-        integers = {t.name: integers[t.name] for t in wanted}
-        real = {
-            t.name: np.asarray((integers[t.name] - t.zero) * t.step, np.float64) for t in wanted
-        }
-        last = side.scores.name
-        real[SCORES] = real.pop(last)
-        integers[SCORES] = integers.pop(last)
-        return Side("golden", real, integers)
+        meaning = {t.name: (t.zero, t.step) for t in wanted}
+        return _of_integers("golden", integers, meaning, side.scores.name)
+    if not isinstance(side, checkpoint.Checkpoint):
+        return _of_opinion(side, pictures)
     network = graph.build(side)
     names = [
         n.name for n in network.nodes if isinstance(n, graph.Quantiser | graph.Add | graph.AvgPool)
@@ -114,6 +127,34 @@ def _run(side: checkpoint.Checkpoint | Program, pictures: NDArray[np.uint8]) -> 
     values = graph.run(network, pictures, names=names)
     floats = {name: values[name] for name in names} | {SCORES: values[network.output]}
     return Side("float", floats, {})
+
+
+def _of_opinion(side: Opinion, pictures: NDArray[np.uint8]) -> Side:
+    """What onnxruntime says of a file: of an exported Program integers, else single precision."""
+    wanted = [name for name, (kind, *_) in side.meaning.items() if kind in KINDS]
+    found = side.run(pictures, wanted or side.names)
+    if side.meaning:
+        meaning = {name: side.meaning[name][1:] for name in wanted}
+        integers = {name: found[name].astype(np.int64) for name in wanted}
+        return _of_integers("onnxruntime", integers, meaning, side.output)
+    values = {name: np.asarray(found[name], np.float64) for name in side.names}
+    scores = values.pop(side.output)
+    return Side("onnxruntime", values | {SCORES: scores.reshape(*scores.shape[:2], 1, 1)}, {}, 1e-5)
+
+
+def _of_integers(
+    kind: str,
+    integers: dict[str, NDArray[np.int64]],
+    meaning: dict[str, tuple[int, float]],
+    scores: str,
+) -> Side:
+    """A side of integers, each tensor with its zero and its step."""
+    ordered = {(SCORES if name == scores else name): integers[name] for name in meaning}
+    real = {
+        (SCORES if name == scores else name): np.asarray((integers[name] - zero) * step, np.float64)
+        for name, (zero, step) in meaning.items()
+    }
+    return Side(kind, real, ordered)
 
 
 def _difference(name: str, a: Side, b: Side) -> dict[str, Any]:
@@ -125,8 +166,8 @@ def _difference(name: str, a: Side, b: Side) -> dict[str, Any]:
     real_x, real_y = a.values[name], b.values[name]
     power = float(np.sqrt(np.square(real_x).mean()))
     error = float(np.sqrt(np.square(real_x - real_y).mean()))
-    # Floats differ in their last digits; that is no difference.
-    wrong = np.argwhere(x != y if exact else ~np.isclose(x, y, rtol=1e-9, atol=1e-9 * (power or 1)))
+    near = max(a.precision, b.precision)
+    wrong = np.argwhere(x != y if exact else ~np.isclose(x, y, rtol=near, atol=near * (power or 1)))
     first = tuple(int(i) for i in wrong[0]) if len(wrong) else None
     return {
         "name": name,

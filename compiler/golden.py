@@ -4,7 +4,8 @@ Two interpreters, equal for every Program and every image:
 
 - `run_reference` calls `compiler.arith` and nothing else, in int64. It is what "golden" means.
 - `run` computes in floats just wide enough to be exact, convolutions as matrix products, in chunks,
-  on every core. It is what everybody calls; tests hold it to the reference.
+  on every core; large convolutions in bytes where the CPU has units for that. It is what everybody
+  calls; tests hold it to the reference.
 
 Why floats can be exact: integers below 2**24 (float32) or 2**53 (float64) are floats, and sums,
 products by powers of two and roundings of them that stay below make no error. Each function here
@@ -21,7 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from compiler import arith
+from compiler import arith, int8
 from compiler.arith import Int, Staircase
 from compiler.errors import ProgramError
 from compiler.graph import convolve, in_chunks
@@ -29,6 +30,9 @@ from compiler.program import Add, Conv, Op, Pool, Program, Quantise, SumPixels, 
 
 IMAGES_PER_CHUNK = 16
 """Images a thread interprets together: their maps stay in its cache."""
+
+MUCH_WORK = 10**10
+"""Additions in all from which a run looks for 8-bit units: torch takes seconds to be there."""
 
 Array = NDArray[Any]
 """Integers, as int64 or as floats that hold them exactly."""
@@ -82,7 +86,10 @@ def run(
     ProgramError
         For images of another shape or type, and tensors that do not exist.
     """
-    return _run(program, images, tensors, _execute_exact, threads)
+    if program.addsub_per_image * len(images) < MUCH_WORK or not int8.available():
+        return _run(program, images, tensors, _execute_exact, threads)
+    with int8.one_thread():
+        return _run(program, images, tensors, _execute_bytes, threads)
 
 
 def run_reference(
@@ -197,6 +204,25 @@ def _execute_exact(program: Program, op: Op, values: Values) -> tuple[Array, int
             return _add(values[name].astype(kind), x, op.shift, out)
         case _:
             raise ProgramError(f"{op.name}: no float form")
+
+
+def _execute_bytes(program: Program, op: Op, values: Values) -> tuple[Array, int]:
+    """`_execute_exact`, but convolutions whose inputs are bytes are computed in bytes."""
+    if not isinstance(op, Conv):
+        return _execute_exact(program, op, values)
+    source, out = program[op.source], program[op.output]
+    low, high = source.low - source.zero, source.high - source.zero
+    # Unsigned values of 8 bits are taken 128 less: sum(w*x) = sum(w*(x - 128)) + 128*sum(w).
+    less = 0 if high <= int8.HIGH else -int8.LOW
+    kind = _narrowest(_magnitude(out))
+    if kind is None or low - less < int8.LOW or high - less > int8.HIGH:
+        return _execute_exact(program, op, values)
+    signs = program.signs(op)
+    x = (values[op.source].transpose(0, 2, 3, 1) - (source.zero + less)).astype(np.int8)
+    acc = int8.convolve(x, signs, op.stride, op.pads, -less)
+    if less:
+        acc += less * signs.sum(axis=(1, 2, 3), dtype=np.int32)
+    return np.ascontiguousarray(acc.transpose(0, 3, 1, 2)).astype(kind), 0
 
 
 def _largest(program: Program, op: Op) -> float:

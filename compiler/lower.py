@@ -278,7 +278,7 @@ def _reaches(
     """
     if images is not None:
         reaches = dict.fromkeys(member, 0.0)
-        for values in ir.batches(graph, images, names=member):
+        for values in ir.batches(graph, images, names=member, dtype=np.float32):
             for name in member:
                 reaches[name] = max(reaches[name], 2.0 * float(np.abs(values[name]).max()))
         return reaches

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -39,20 +40,31 @@ def program_file(program, tmp_path):
     return path
 
 
-def test_golden_prints_accuracy(run):
-    found = json.loads(run("golden", DIGITS, "--images", "100", "--json"))["accuracy"]
+def test_golden_prints_accuracy(run, tmp_path):
+    out = ("--out", str(tmp_path))
+    found = json.loads(run("golden", DIGITS, "--images", "100", "--json", *out))["accuracy"]
     assert found["images"] == 100
     assert found["golden"] >= 0.97
     assert found["golden_agrees_float"] >= 0.99
     assert {"images", "float", "golden", "golden_agrees_float"} <= set(found)
-    assert "100 test images of digits" in run("golden", DIGITS, "--images", "100")
+    said = run("golden", DIGITS, "--images", "100", *out)
+    assert "100 test images of digits" in said
+    assert re.search(r"golden model +[\d.]+ images/s", said)
 
 
-def test_golden_at_another_width(run):
-    found = json.loads(run("golden", DIGITS, "--images", "60", "--activation-bits", "6", "--json"))[
-        "accuracy"
-    ]
+def test_golden_at_another_width(run, tmp_path):
+    options = ("--images", "60", "--activation-bits", "6", "--models", "golden", "--json")
+    found = json.loads(run("golden", DIGITS, *options, "--out", str(tmp_path)))["accuracy"]
     assert found["golden"] >= 0.9
+    assert found["float"] is None
+
+
+def test_golden_keeps_answers_in_the_build_folder(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    first = run("golden", DIGITS, "--images", "20", "--json")
+    kept = list((tmp_path / "build" / "digits-wrn8-1-a4" / "answers").glob("*/000000.json"))
+    assert len(kept) == 3
+    assert run("golden", DIGITS, "--images", "20", "--json") == first  # the rate too: it is kept
 
 
 def test_golden_needs_images(run, monkeypatch):
