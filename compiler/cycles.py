@@ -8,31 +8,23 @@ engine.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cache
 
 from compiler import arith
-from compiler.geometry import Geometry
-
-FIFO_DEPTH = 2
-"""Words between the memory and the lanes, as in `hw.fetch`."""
+from compiler.geometry import RESIDUAL_CYCLES, Geometry
 
 LAUNCH = 2
 """Cycles from a group's weights being there to its first window word."""
+
+POOL_CYCLES = 12
+"""Cycles of a pooling layer before its first window and after its last."""
 
 SCORE_CYCLES = 6
 """Cycles that a score takes beyond its division."""
 
 Record = Mapping[str, int]
-
-
-@dataclass(frozen=True, slots=True)
-class _Word:
-    outside: bool
-    commit: bool
-    steps: int
-    last: bool
 
 
 def layer_cycles(record: Record, geometry: Geometry, channels: int) -> int:
@@ -68,143 +60,135 @@ def layer_cycles(record: Record, geometry: Geometry, channels: int) -> int:
 
 def _timed(record: Record, geometry: Geometry, reading: bool) -> tuple[int, int]:
     """Cycles from launch to the last tile's last step: of a first group, and of a further one."""
-    one = group_cycles(record, geometry, reading, 1)
-    return one, group_cycles(record, geometry, reading, 2) - one
+    items = tuple(sorted(record.items()))
+    one = group_cycles(items, geometry, reading, 1)
+    return one, group_cycles(items, geometry, reading, 2) - one
 
 
 def _tail(geometry: Geometry) -> int:
-    """From a tile's last step to its last activation in the write register."""
-    values = (geometry.output_lanes - 1) * geometry.channel_cycles + geometry.pixel_lanes
-    return geometry.lane_cycles + values + 2 + -(-geometry.activation_bits // 2)
+    """From a tile's last step to the end of its last activation."""
+    g = geometry
+    last = (g.output_lanes - 1) * g.channel_cycles + g.pixel_lanes - 1
+    return g.lane_cycles - 1 + last + g.activation_cycles + 2
 
 
-def _words(r: Record, g: Geometry) -> list[_Word]:
-    """The window words of one group, in order."""
-    rows, columns, words = r["kernel_h_less"] + 1, r["kernel_w_less"] + 1, r["words_less"] + 1
-    stride = 2 if r["stride2"] else 1
-    if stride == 2:
-        pattern = [
-            (c + 2 * p, p == g.pixel_lanes - 1)
-            for c in range(columns)
-            for p in range(g.pixel_lanes)
-        ]
-    else:
-        pattern = [(i, i >= g.pixel_lanes - 1) for i in range(g.pixel_lanes + columns - 1)]
-    sequence = []
-    for ty in range(r["height_out_less"] + 1):
-        for tx in range(r["tiles_less"] + 1):
-            for row in range(rows):
-                y = ty * stride - r["pad_top"] + row
-                for word in range(words):
-                    steps = r["halves_less"] + 1 if word == words - 1 else g.halves
-                    for i, (dx, commit) in enumerate(pattern):
-                        x = tx * g.pixel_lanes * stride - r["pad_left"] + dx
-                        inside = 0 <= y < r["height_in"] and 0 <= x < r["width_in"]
-                        end = row == rows - 1 and word == words - 1 and i == len(pattern) - 1
-                        sequence.append(_Word(not inside, commit, steps, end))
-    return sequence
+def _outside(r: Record, g: Geometry) -> list[bool]:
+    """Of each word that one group fetches, in order: whether it is padding, and so not read."""
+    stride = 1 + r["stride2"]
+    return [
+        y < r["pad_top"] or y > r["row_last"] or x < r["pad_left"] or x > r["column_last"]
+        for line in range(r["height_out_less"] + 1)
+        for x in range(r["columns_less"] + 1)
+        for y in range(line * stride, line * stride + r["kernel_h_less"] + 1)
+        for _ in range(r["words_less"] + 1)
+    ]
+
+
+@dataclass(slots=True)
+class _Fetch:
+    """Words on their way into the window buffer (`hw.fetch`), counted from the layer's first."""
+
+    outside: list[bool]
+    groups: int
+    fired: int = 0
+    written: int = 0
+    arriving: bool = False
+    launch: int = 0  # not before this cycle
+
+    def advance(self, cycle: int, free: bool, room: bool, consumed: int) -> None:
+        """One cycle: ``free`` is the memory port, ``consumed`` how many words have been read."""
+        size = len(self.outside)
+        group, at = divmod(self.fired, size)
+        # The buffer can mark the beginning of one group that has not been read yet.
+        marked = at == 0 and group > 0 and consumed <= (group - 1) * size
+        fires = group < self.groups and cycle >= self.launch and room and not marked
+        fires = fires and (free or self.outside[at])
+        self.written += self.arriving
+        self.arriving = fires
+        self.fired += fires
+        if fires and at == size - 1:
+            self.launch = cycle + 2
 
 
 @dataclass(slots=True)
 class _Port:
     """Who else wants the memory: the requantiser's accesses, booked when a tile ends."""
 
-    record: Record
-    geometry: Geometry
-    reading: bool
-    booked: set[int] = field(default_factory=set)
-    writes: deque[int] = field(default_factory=deque)
+    after: tuple[int, ...]
+    booked: set[int]
+
+    @classmethod
+    def of(cls, r: Record, g: Geometry, reading: bool) -> _Port:
+        """Accesses of a tile, in cycles after its last step."""
+        begin, word = g.lane_cycles - 1, g.phase_cycles  # the first value's place; a word's time
+        filled = (g.residual_channels - 1) * g.channel_cycles + g.pixel_lanes - 1 + RESIDUAL_CYCLES
+        after = []
+        for k in range(g.residual_words if r["residual"] else 0):
+            after.append(begin + k * word + filled)
+            if reading:
+                after.append(begin + k * word)
+        if r["requantise"]:
+            last = begin + (g.output_lanes - 1) * g.channel_cycles + g.activation_cycles
+            after += [last + p for p in range(g.pixel_lanes)]
+        return cls(tuple(after), set())
 
     def book(self, cycle: int) -> None:
         """A tile's last step is issued in this cycle."""
-        r, g = self.record, self.geometry
-        start, word = cycle + g.lane_cycles + 1, g.phase_cycles  # its first value; a word's time
-        filled = word - g.channel_cycles + g.pixel_lanes + 1
-        for k in range(g.residual_words if r["residual"] else 0):
-            self.booked.add(start + k * word + filled)
-            if self.reading:
-                self.booked.add(start + k * word - 2)
-        if r["requantise"]:
-            last = start + (g.output_lanes - 1) * g.channel_cycles
-            first = last + 3 + -(-g.activation_bits // 2)
-            self.writes.extend(first + p for p in range(g.pixel_lanes))
-
-    def is_free(self, cycle: int) -> bool:
-        """Whether a window word can be read; activations are written where the stream is not."""
-        if cycle in self.booked:
-            return False
-        if self.writes and self.writes[0] <= cycle:
-            self.writes.popleft()
-            return False
-        return True
+        self.booked.update(cycle + n for n in self.after)
 
 
-@dataclass(slots=True)
-class _Issue:
-    """The words the lanes hold, and the requantiser's pace (`hw.fetch.StepIssue`)."""
+@cache
+def group_cycles(items: tuple[tuple[str, int], ...], g: Geometry, reading: bool, groups: int) -> int:
+    """Cycles from the launch to the last step of ``groups`` groups, weights being there.
 
-    record: Record
-    geometry: Geometry
-    left: int = 0  # steps over the words held
-    last: bool = False
-    cooldown: int = 0
-
-    def issues(self, cycle: int) -> bool:
-        """Whether a step is issued in this cycle."""
-        phase = cycle % self.geometry.phase_cycles if self.record["residual"] else 0
-        gate = self.cooldown == 0 and phase == 0
-        return self.left > 1 or (self.left == 1 and (not self.last or gate))
-
-    def advance(self, issues: bool) -> bool:
-        """On to the next cycle; returns whether a tile has ended."""
-        self.cooldown = max(0, self.cooldown - 1)
-        self.left -= issues
-        ended = issues and self.left == 0 and self.last
-        if ended:
-            self.cooldown = self.geometry.tile_cycles - 1
-        return ended
-
-
-def group_cycles(r: Record, g: Geometry, reading: bool, groups: int) -> int:
-    """Cycles from the launch to the last step of ``groups`` groups, weights being there."""
-    sequence = _words(r, g)
-    port, issue = _Port(r, g, reading), _Issue(r, g)
-    fifo: deque[_Word] = deque()
-    arriving: _Word | None = None
-    index, cycle, launch = 0, 0, 0
-    tiles = (r["height_out_less"] + 1) * (r["tiles_less"] + 1) * groups
-    while tiles:
-        issues = issue.issues(cycle)
-        pops = bool(fifo) and (not fifo[0].commit or issue.left == int(issues))
-        room = len(fifo) + (arriving is not None) < FIFO_DEPTH + pops
-        free = port.is_free(cycle)
-        following = sequence[index % len(sequence)]
-        fires = index < len(sequence) * groups and cycle >= launch and room
-        fires = fires and (following.outside or free)
-        if issue.advance(issues):
-            tiles -= 1
+    ``items`` are the record's.
+    """
+    r = dict(items)
+    fetch, port = _Fetch(_outside(r, g), groups), _Port.of(r, g, reading)
+    window, across = r["window_less"] + 1, r["tiles_less"] + 1
+    line = (r["columns_less"] + 1) * (r["kernel_h_less"] + 1) * (r["words_less"] + 1)
+    lanes_apart = (g.pixel_lanes - 1) * r["step_pixel"]
+    onward = r["step_window"] + window - 1 & 2 * g.window_depth - 1
+    phase, pace = g.phase_cycles if r["residual"] else 1, g.tile_cycles
+    lines = (r["height_out_less"] + 1) * groups
+    base = place = freed = tile = row = 0
+    held, last, half, cooldown, cycle = False, False, 0, 0, LAUNCH
+    while row < lines or held:
+        fetch_free, room = cycle not in port.booked, fetch.fired - freed < g.window_depth
+        final = half == g.halves - 1
+        gate = cooldown == 0 and cycle % phase == 0
+        valid = held and (gate or not (last and final))
+        cooldown = max(0, cooldown - 1)
+        take = (not held or (valid and final)) and row < lines
+        take = take and base + place + lanes_apart < fetch.written
+        if valid and final and last:
+            cooldown = pace - 1
             port.book(cycle)
-        if pops and (head := fifo.popleft()).commit:
-            issue.left, issue.last = head.steps, head.last
-        if arriving is not None:
-            fifo.append(arriving)
-        arriving = following if fires else None
-        index += fires
-        if fires and index % len(sequence) == 0:
-            launch = cycle + 2
+        fetch.advance(cycle, fetch_free, room, base + place)
+        if take:
+            held, last, half = True, place == window - 1, 0
+            place += 1
+            if r["shared"]:
+                freed = base + place
+            if last:
+                tile += 1
+                base += onward
+                if tile == across:
+                    tile, row = 0, row + 1
+                    base = row * line
+                place, freed = 0, base
+        elif valid and final:
+            held = False
+        elif valid:
+            half += 1
         cycle += 1
-    return cycle - 1 + LAUNCH
+    return cycle - 1
 
 
 def _pool_cycles(r: Record, g: Geometry) -> int:
-    """Nine words a tile and a pause; what lies outside the map takes its cycle too.
-
-    A tile's write falls into the next one's reads, which two times in three (measured) costs a
-    cycle.
-    """
+    """Nine words a tile and a pause; reads are fewer, and hidden."""
     tiles = (r["height_out_less"] + 1) * (r["tiles_less"] + 1) * (r["groups_less"] + 1)
-    pace = tiles * (arith.POOL_KERNEL**2 + 1) + 2 * tiles // 3
-    return LAUNCH + pace + r["groups_less"] + 1 + g.residual_lanes + 8 + next_layer_cycles(g)
+    return POOL_CYCLES + tiles * (arith.POOL_KERNEL**2 + 1) + g.residual_lanes + next_layer_cycles(g)
 
 
 def next_layer_cycles(g: Geometry) -> int:

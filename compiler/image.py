@@ -102,7 +102,7 @@ def pack(image: Image) -> bytes:
     g = image.geometry
     sections, stream = [], b""
     for name, words in image.sections():
-        data = np.array(words, dtype=np.uint32).astype("<u4").tobytes()
+        data = np.array(words, dtype=_dtype(g)).tobytes()
         sections.append({"name": name, "words": len(words), "crc32": zlib.crc32(data)})
         stream += data
     head = {
@@ -134,15 +134,16 @@ def unpack(data: bytes) -> Image:
         network = str(head["network"])
     except (KeyError, TypeError, ValueError) as error:
         raise ImageError(f"file must be an Image: {error}") from error
-    if len(stream) != 4 * sum(words for _, words, _ in sections):
+    size = geometry.stream_bits // 8
+    if len(stream) != size * sum(words for _, words, _ in sections):
         raise ImageError(
-            f"Image must have {4 * sum(w for _, w, _ in sections):,} bytes of stream, "
+            f"Image must have {size * sum(w for _, w, _ in sections):,} bytes of stream, "
             f"not {len(stream):,}",
             "build it again",
         )
-    reader = _Reader(np.frombuffer(stream, "<u4").astype(np.uint32), geometry)
+    reader = _Reader(np.frombuffer(stream, _dtype(geometry)), geometry)
     for name, words, crc in sections:
-        if zlib.crc32(stream[4 * reader.at : 4 * (reader.at + words)]) != crc:
+        if zlib.crc32(stream[size * reader.at : size * (reader.at + words)]) != crc:
             raise ImageError(f"section {name} must have CRC-32 {crc:08x}", "build it again")
         reader.at += words
     reader.at = 0
@@ -158,6 +159,11 @@ def unpack(data: bytes) -> Image:
 
 # -- words
 # -------------------------------------------------------------------------------------------
+
+
+def _dtype(geometry: Geometry) -> np.dtype:
+    """A word of the stream."""
+    return np.dtype(f"<u{geometry.stream_bits // 8}")
 
 
 def _encode(values: Mapping[str, int], layout: Layout, geometry: Geometry) -> list[int]:
@@ -183,7 +189,7 @@ def _weight_words(layer: ImageLayer, geometry: Geometry) -> list[list[int]]:
     bits = np.unpackbits(np.frombuffer(layer.weights, np.uint8), count=count)
     same, negate = arith.recode_pairs((bits.astype(np.int8) * 2 - 1).reshape(shape))
     coded = np.stack([same, negate], axis=-1).reshape(len(layer.params), -1)
-    words = np.packbits(coded, axis=1, bitorder="little").view("<u4")
+    words = np.packbits(coded, axis=1, bitorder="little").view(_dtype(geometry))
     return [[int(w) for w in group] for group in words]
 
 
@@ -199,11 +205,11 @@ def _signs_of(coded: NDArray[np.uint8]) -> NDArray[np.uint8]:
 class _Reader:
     """Takes pieces off a stream of words."""
 
-    words: NDArray[np.uint32]
+    words: NDArray[np.unsignedinteger]
     geometry: Geometry
     at: int = 0
 
-    def take(self, count: int) -> NDArray[np.uint32]:
+    def take(self, count: int) -> NDArray[np.unsignedinteger]:
         if self.at + count > len(self.words):
             raise ImageError(f"stream must not end within a record, at word {len(self.words):,}")
         self.at += count
@@ -235,6 +241,7 @@ class _Reader:
         for _ in range(record["groups_less"] + 1):
             params.append(tuple(self.param() for _ in range(g.output_lanes)))
             words = self.take(record["weight_words"] * g.weight_bits // g.stream_bits)
-            bits = np.unpackbits(words.astype("<u4").view(np.uint8), bitorder="little")
+            coded = np.frombuffer(words.tobytes(), np.uint8)
+            bits = np.unpackbits(coded, bitorder="little")
             signs.append(_signs_of(bits.reshape(-1, g.output_lanes, g.input_lanes // 2, 2)))
         return ImageLayer(name, record, tuple(params), np.packbits(np.stack(signs)).tobytes())
