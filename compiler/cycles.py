@@ -138,7 +138,9 @@ class _Port:
 
 
 @cache
-def group_cycles(items: tuple[tuple[str, int], ...], g: Geometry, reading: bool, groups: int) -> int:
+def group_cycles(
+    items: tuple[tuple[str, int], ...], g: Geometry, reading: bool, groups: int
+) -> int:
     """Cycles from the launch to the last step of ``groups`` groups, weights being there.
 
     ``items`` are the record's.
@@ -188,7 +190,9 @@ def group_cycles(items: tuple[tuple[str, int], ...], g: Geometry, reading: bool,
 def _pool_cycles(r: Record, g: Geometry) -> int:
     """Nine words a tile and a pause; reads are fewer, and hidden."""
     tiles = (r["height_out_less"] + 1) * (r["tiles_less"] + 1) * (r["groups_less"] + 1)
-    return POOL_CYCLES + tiles * (arith.POOL_KERNEL**2 + 1) + g.residual_lanes + next_layer_cycles(g)
+    return (
+        POOL_CYCLES + tiles * (arith.POOL_KERNEL**2 + 1) + g.residual_lanes + next_layer_cycles(g)
+    )
 
 
 def next_layer_cycles(g: Geometry) -> int:

@@ -329,7 +329,10 @@ class Geometry:
             ("weight_words", (self.weight_depth).bit_length()),  # steps of weights a group
             ("window_less", self.window_bits + 2),  # words of a window; the head's may be longer
             ("turn_less", self.window_bits),  # words after which the weights begin again
-            ("step_window", self.window_bits + 1),  # from a window's last word to the next one's first
+            (
+                "step_window",
+                self.window_bits + 1,
+            ),  # from a window's last word to the next one's first
             ("step_pixel", self.window_bits if self.pixel_lanes > 1 else 0),  # to the next lane's
             ("rounding", 6),  # pooling: half of what the right shift drops
             ("in_first", a),  # address of the first window word, the rest follows by steps:

@@ -82,8 +82,7 @@ class Pool(wiring.Component):
         sums = []
         for c in range(g.residual_channels):
             pixels = [
-                self.i.payload.word_select(c * lanes + q, width).as_signed()
-                for q in range(lanes)
+                self.i.payload.word_select(c * lanes + q, width).as_signed() for q in range(lanes)
             ]
             # Of two, a window that holds one alone holds the one away from the pad.
             alone = Signal(signed(width), name=f"alone{c}")

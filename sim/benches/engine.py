@@ -181,12 +181,14 @@ async def refuses(dut):
     given = bench.parameters()
     words, picture = given["words0"].tolist(), given["pixels0"][0].tolist()
     rng = random.Random(cocotb.RANDOM_SEED)
-    garbage = [rng.getrandbits(32) for _ in words]
+    bits = Geometry(**given["geometry"]).stream_bits
+    garbage = [rng.getrandbits(bits) for _ in words]
+    at = 63 // bits  # the word that ends with the geometry's digest
     faults = {
         "garbage": garbage,
         "zeros": [0] * len(words),
         "magic": [words[0] ^ 1, *words[1:]],
-        "geometry": [words[0], words[1] ^ 1 << 31, *words[2:]],
+        "geometry": [*words[:at], words[at] ^ 1 << bits - 1, *words[at + 1 :]],
         "shifted": words[1:],
     }
     if "foreign" in given:

@@ -34,6 +34,7 @@ GRID = {
             activation_bits=b,
             word_channels=words,
             memory_depth=256,
+            input_lanes=8,
             pixel_lanes=1 + words // 32,
         ),
         primitive,

@@ -17,7 +17,6 @@ from hw.engine import Engine
 from hw.memory import ActivationMemory, MemoryArbiter
 from hw.pool import Pool
 from hw.reader import RomReader
-from hw.requantise import Requantiser
 from hw.top import Top
 from sim.benches.networks import random_program
 from sim.rtl import count_multipliers
@@ -54,17 +53,10 @@ def test_arbiter_wrong_kind():
 
 
 def test_pool_word_of_too_many_residuals():
-    geometry = Geometry(word_channels=64)
+    geometry = Geometry(input_lanes=4, output_lanes=16, word_channels=64)
     assert geometry.residual_lanes == 16
     with pytest.raises(ValueError, match=r"^residual_lanes must be at most 9, not 16$"):
         Pool(geometry)
-
-
-def test_requantiser_too_many_parameter_words():
-    geometry = Geometry(input_lanes=4, offset_bits=64, divisor_bits=32)
-    assert geometry.param_words == 4
-    with pytest.raises(ValueError, match=r"^param_words must be"):
-        Requantiser(geometry)
 
 
 # -- no multiplier ---------------------------------------------------------------------------------

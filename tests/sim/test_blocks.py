@@ -10,7 +10,6 @@ from sim.runner import Simulation, default_seed
 
 BLOCKS = (
     "divider",
-    "fetch",
     "lanes",
     "loader",
     "memory",
@@ -18,6 +17,7 @@ BLOCKS = (
     "reader",
     "requantise",
     "scorer",
+    "window",
     "writer",
 )
 
