@@ -72,7 +72,7 @@ def _tail(geometry: Geometry) -> int:
     return g.lane_cycles - 1 + last + g.activation_cycles + 2
 
 
-def _outside(r: Record, g: Geometry) -> list[bool]:
+def _outside(r: Record) -> list[bool]:
     """Of each word that one group fetches, in order: whether it is padding, and so not read."""
     stride = 1 + r["stride2"]
     return [
@@ -146,7 +146,7 @@ def group_cycles(
     ``items`` are the record's.
     """
     r = dict(items)
-    fetch, port = _Fetch(_outside(r, g), groups), _Port.of(r, g, reading)
+    fetch, port = _Fetch(_outside(r), groups), _Port.of(r, g, reading)
     window, across = r["window_less"] + 1, r["tiles_less"] + 1
     line = (r["columns_less"] + 1) * (r["kernel_h_less"] + 1) * (r["words_less"] + 1)
     lanes_apart = (g.pixel_lanes - 1) * r["step_pixel"]

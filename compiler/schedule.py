@@ -560,7 +560,7 @@ class _Builder:
         if op.pads.left > 1 or op.pads.top > 1:
             raise CapacityError(f"{f.name}: pads before the map must be 0 or 1, not {op.pads}")
         first = self.regions[f.source].first
-        plane, pads = source.height * source.width, op.pads
+        pads = op.pads
         height, width = (source.height, source.width) if f.summed else (op.kernel,) * 2
         if f.first:
             if (op.kernel, op.stride, op.pads) != (3, 1, arith.Pads(1, 1, 1, 1)):

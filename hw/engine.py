@@ -104,7 +104,6 @@ class Engine(wiring.Component):
         connect(m, writer.memory, arbiter.input_write)
         connect(m, fetch.memory, arbiter.fetch)
         m.d.comb += [
-            memory.enable.eq(arbiter.enable),
             memory.write.eq(arbiter.write),
             memory.address.eq(arbiter.address),
             memory.write_data.eq(arbiter.write_data),

@@ -362,13 +362,16 @@ class Requantiser(wiring.Component):
         # Zeros follow the words that are read, so where none are read zeros are added.
         total = Signal(signed(len(moved) + 1))
         m.d.comb += total.eq(moved + stream[:width].as_signed())
+        summed, at_x = Signal(total.shape(), reset_less=True), Signal(at.shape())
+        m.d.sync += [summed.eq(total), at_x.eq(at)]
         low, high = -(1 << (width - 1)), (1 << (width - 1)) - 1
-        sign, over = total[-1], Signal()
-        outside = total[width - 1 :] != sign.replicate(len(total) - width + 1)
-        m.d.comb += over.eq(r.residual & outside)
-        x = Signal(signed(self.x_bits), reset_less=True)
-        at_x = Signal(at.shape())
-        m.d.sync += [x.eq(Mux(over, Mux(sign, low, high), total)), at_x.eq(at)]
+        sign, over = summed[-1], Signal()
+        outside = summed[width - 1 :] != sign.replicate(len(summed) - width + 1)
+        x = Signal(signed(self.x_bits))
+        m.d.comb += [
+            over.eq(r.residual & outside),
+            x.eq(Mux(over, Mux(sign, low, high), summed)),
+        ]
         return x, at_x
 
     def _divide(self, m: Module, x: Signal, at: data.View, param: data.View) -> tuple:

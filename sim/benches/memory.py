@@ -64,7 +64,7 @@ class SharedMemory(wiring.Component):
         m.submodules.memory, m.submodules.arbiter = self._memory, self._arbiter
         for name in CLIENTS:
             connect(m, flipped(getattr(self, name)), getattr(self._arbiter, name))
-        for name in ("enable", "write", "address", "write_data", "write_mask"):
+        for name in ("write", "address", "write_data", "write_mask"):
             m.d.comb += getattr(self._memory, name).eq(getattr(self._arbiter, name))
         m.d.comb += self._arbiter.read_data.eq(self._memory.read_data)
         return m

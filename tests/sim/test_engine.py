@@ -174,8 +174,14 @@ def test_refused_images(built, cases):
 DEEP = {"max_left_shift": 8, "shift_bits": 4}
 
 GEOMETRIES = {
-    "b2": {"activation_bits": 2, **DEEP},
-    "b2_wide": {"activation_bits": 2, "input_lanes": 32, "word_channels": 32, **DEEP},
+    "b2": {"activation_bits": 2, "divisor_bits": 21, **DEEP},
+    "b2_wide": {
+        "activation_bits": 2,
+        "input_lanes": 32,
+        "word_channels": 32,
+        "divisor_bits": 21,
+        **DEEP,
+    },
     "b3": {"activation_bits": 3, **DEEP},
     "b5": {"activation_bits": 5, "accumulator_bits": 18, **DEEP},
     "b8": {
