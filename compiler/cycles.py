@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cache
 
 from compiler import arith
-from compiler.geometry import RESIDUAL_CYCLES, Geometry
+from compiler.geometry import Geometry
 
 LAUNCH = 2
 """Cycles from a group's weights being there to its first window word."""
@@ -110,31 +110,12 @@ class _Fetch:
             self.launch = cycle + 2
 
 
-@dataclass(slots=True)
-class _Port:
-    """Who else wants the memory: the requantiser's accesses, booked when a tile ends."""
-
-    after: tuple[int, ...]
-    booked: set[int]
-
-    @classmethod
-    def of(cls, r: Record, g: Geometry, reading: bool) -> _Port:
-        """Accesses of a tile, in cycles after its last step."""
-        begin, word = g.lane_cycles - 1, g.phase_cycles  # the first value's place; a word's time
-        filled = (g.residual_channels - 1) * g.channel_cycles + g.pixel_lanes - 1 + RESIDUAL_CYCLES
-        after = []
-        for k in range(g.residual_words if r["residual"] else 0):
-            after.append(begin + k * word + filled)
-            if reading:
-                after.append(begin + k * word)
-        if r["requantise"]:
-            last = begin + (g.output_lanes - 1) * g.channel_cycles + g.activation_cycles
-            after += [last + p for p in range(g.pixel_lanes)]
-        return cls(tuple(after), set())
-
-    def book(self, cycle: int) -> None:
-        """A tile's last step is issued in this cycle."""
-        self.booked.update(cycle + n for n in self.after)
+def _accesses(r: Record, g: Geometry, reading: bool) -> list[int]:
+    """When a tile takes the memory port, in cycles after its last step."""
+    reads, writes, activations = g.accesses
+    taken = [*(reads if reading else ()), *writes] if r["residual"] else []
+    taken += activations if r["requantise"] else []
+    return [g.lane_cycles - 1 + cycle for cycle in taken]
 
 
 @cache
@@ -146,26 +127,31 @@ def group_cycles(
     ``items`` are the record's.
     """
     r = dict(items)
-    fetch, port = _Fetch(_outside(r), groups), _Port.of(r, g, reading)
+    fetch, accesses = _Fetch(_outside(r), groups), _accesses(r, g, reading)
+    # What the requantiser keeps apart: all that a tile might do.
+    pattern = [g.lane_cycles - 1 + c for kind in g.accesses for c in kind] if r["residual"] else []
+    taken: set[int] = set()
+    booked: set[int] = set()
     window, across = r["window_less"] + 1, r["tiles_less"] + 1
     line = (r["columns_less"] + 1) * (r["kernel_h_less"] + 1) * (r["words_less"] + 1)
     lanes_apart = (g.pixel_lanes - 1) * r["step_pixel"]
     onward = r["step_window"] + window - 1 & 2 * g.window_depth - 1
-    phase, pace = g.phase_cycles if r["residual"] else 1, g.tile_cycles
+    pace = g.tile_cycles
     lines = (r["height_out_less"] + 1) * groups
     base = place = freed = tile = row = 0
     held, last, half, cooldown, cycle = False, False, 0, 0, LAUNCH
     while row < lines or held:
-        fetch_free, room = cycle not in port.booked, fetch.fired - freed < g.window_depth
+        fetch_free, room = cycle not in taken, fetch.fired - freed < g.window_depth
         final = half == g.halves - 1
-        gate = cooldown == 0 and cycle % phase == 0
+        gate = cooldown == 0 and booked.isdisjoint(cycle + c for c in pattern)
         valid = held and (gate or not (last and final))
         cooldown = max(0, cooldown - 1)
         take = (not held or (valid and final)) and row < lines
         take = take and base + place + lanes_apart < fetch.written
         if valid and final and last:
             cooldown = pace - 1
-            port.book(cycle)
+            booked.update(cycle + c for c in pattern)
+            taken.update(cycle + c for c in accesses)
         fetch.advance(cycle, fetch_free, room, base + place)
         if take:
             held, last, half = True, place == window - 1, 0

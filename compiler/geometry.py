@@ -27,6 +27,9 @@ GAINS = {0: 3, 1: 1, -1: 2}
 NO_CHANNEL = 0
 """In the place of a gain: the output lane lies beyond the layer's channels."""
 
+KERNEL_STEPS = 9
+"""Memory words of the smallest window that matters: a 3x3 one."""
+
 POOL_SHIFT = 3
 """Part of the right shift of pooled sums that is wired; a record says the rest."""
 
@@ -201,35 +204,55 @@ class Geometry:
 
     @property
     def channel_cycles(self) -> int:
-        """Cycles the requantiser spends on one output channel of a tile; see `_pace`."""
-        return self._pace[0]
+        """Cycles the requantiser spends on one output channel of a tile.
+
+        One a pixel; and so many that in the time of one memory word of residuals four accesses fit
+        (read, write, an activation, and one for the window).
+        """
+        return max(self.pixel_lanes, -(-4 // self.residual_channels))
 
     @property
     def activation_cycles(self) -> int:
-        """From the cycle in which a value's place is known to that of its activation."""
-        return RESIDUAL_CYCLES + -(-self.activation_bits // STEPS_PER_CYCLE) + self._pace[1]
+        """From the cycle in which a value's place is known to that of its activation.
+
+        What the division takes, and as many more as let tiles follow one another in their least
+        time, and in that of the smallest window, without two of their accesses meeting.
+        """
+        least = RESIDUAL_CYCLES + -(-self.activation_bits // STEPS_PER_CYCLE)
+        smallest = max(self.tile_cycles, KERNEL_STEPS * self.halves)
+        several = [least + held for held in range(4 + self.pixel_lanes)]
+        alone = [n for n in several if not self._meets(n, 0)]
+        apart = (self.tile_cycles, smallest)
+        return next((n for n in alone if not any(self._meets(n, a) for a in apart)), alone[0])
+
+    def _meets(self, activation: int, apart: int) -> bool:
+        """Whether accesses of a tile meet, or those of tiles ``apart`` cycles from one another."""
+        cycles = self._accesses(activation)
+        if not apart:
+            return len(set(cycles)) < len(cycles)
+        return any((a - b) % apart == 0 and a != b for a in cycles for b in cycles)
+
+    def _accesses(self, activation: int) -> list[int]:
+        return [cycle for kind in self._access_kinds(activation) for cycle in kind]
+
+    def _access_kinds(self, activation: int) -> tuple[list[int], list[int], list[int]]:
+        word = self.residual_channels * self.channel_cycles
+        filled = word - self.channel_cycles + self.pixel_lanes - 1 + RESIDUAL_CYCLES
+        last = (self.output_lanes - 1) * self.channel_cycles + activation
+        return (
+            [k * word for k in range(self.residual_words)],
+            [k * word + filled for k in range(self.residual_words)],
+            [last + p for p in range(self.pixel_lanes)],
+        )
 
     @property
-    def _pace(self) -> tuple[int, int]:
-        """Cycles a channel, and cycles that activations are held back.
+    def accesses(self) -> tuple[list[int], list[int], list[int]]:
+        """When a tile reads residuals, writes them, and writes activations.
 
-        One cycle a pixel, and so many that in the time of one memory word of residuals four
-        accesses fit: a read, a write, an activation, and one for the window. Tiles of the residual
-        stream keep step with that time, so its accesses fall on fixed cycles of it; they and the
-        activations never meet, and nobody need wait with a value in hand.
+        In cycles from that in which the place of its first value is known. No two are the same;
+        `hw.requantise` starts no tile whose accesses would meet those of the one before.
         """
-        channels, pixels = self.residual_channels, self.pixel_lanes
-        cycles = max(pixels, -(-4 // channels))
-        while True:
-            phase = channels * cycles
-            first = (channels - 1) * cycles  # the place of a word's last channel
-            stream = {0, (first + pixels - 1 + RESIDUAL_CYCLES) % phase}
-            ready = first + RESIDUAL_CYCLES + -(-self.activation_bits // STEPS_PER_CYCLE)
-            for held in range(phase):
-                slots = {(ready + held + p) % phase for p in range(pixels)}
-                if len(stream) == 2 and not stream & slots:
-                    return cycles, held
-            cycles += 1
+        return self._access_kinds(self.activation_cycles)
 
     @property
     def lane_cycles(self) -> int:
@@ -240,11 +263,6 @@ class Geometry:
     def tile_cycles(self) -> int:
         """Fewest cycles between two tiles: the requantiser's."""
         return self.output_lanes * self.channel_cycles
-
-    @property
-    def phase_cycles(self) -> int:
-        """Period of the residual stream's memory accesses; tiles start on its multiples."""
-        return self.residual_channels * self.channel_cycles
 
     @property
     def address_bits(self) -> int:

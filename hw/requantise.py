@@ -127,9 +127,8 @@ class Requantiser(wiring.Component):
     and the restoring division of its staircase (`arith.restoring_division`), one value a cycle,
     two cycles and one for each two bits of activation. A tile takes `Geometry.tile_cycles`.
 
-    Its memory accesses must not be held up by anything: `gate` lets tiles of the residual stream
-    start only on multiples of `Geometry.phase_cycles`, so that reads and writes of residuals and
-    writes of activations never meet.
+    Its memory accesses must not be held up by anything, so `gate` lets a tile of the residual
+    stream start only where none of them (`Geometry.accesses`) meets one of the tile before.
 
     While the image is taken in (`input_mode`), and in the last layer, one value at a time goes to a
     serial divider instead, and the next waits for `quotient_done`.
@@ -223,8 +222,10 @@ class Requantiser(wiring.Component):
     def _pace(self, m: Module) -> Signal:
         """When tiles may end, and when their sequence begins; returns the latter."""
         g = self._geometry
-        phase = Signal(range(g.phase_cycles))
-        m.d.sync += phase.eq(Mux(phase == g.phase_cycles - 1, 0, phase + 1))
+        pattern = sum(1 << cycle for kind in g.accesses for cycle in kind)
+        booked = Signal(pattern.bit_length())  # the coming cycles, of the first value's place
+        booking = (self.start & self.record.residual).replicate(len(booked)) & pattern
+        m.d.sync += booked.eq((booked | booking) >> 1)
         cooldown = Signal(range(g.tile_cycles))
         scoring = Signal()
         with m.If(self.start):
@@ -235,7 +236,7 @@ class Requantiser(wiring.Component):
         with m.If(self._sequence_done):
             m.d.sync += scoring.eq(0)
         m.d.comb += self.gate.eq(
-            (cooldown == 0) & ((phase == 0) | ~self.record.residual) & ~scoring
+            (cooldown == 0) & ((booked & pattern == 0) | ~self.record.residual) & ~scoring
         )
         late = Signal(self._lead)
         m.d.sync += late.eq(Cat(self.start, late))
