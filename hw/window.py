@@ -72,12 +72,13 @@ class WindowBuffer(wiring.Component):
         m.d.sync += written.eq(written + arriving)
         farthest = Signal(bits)  # what the last pixel lane reads
         m.d.comb += farthest.eq(sum((r.step_pixel for _ in range(1, g.pixel_lanes)), pointer))
-        available = Signal()
-        if g.pixel_lanes == 1:  # never ahead of what is written
-            m.d.comb += available.eq(pointer != written)
-        else:
-            behind = Signal(signed(bits))
-            m.d.comb += [behind.eq(farthest - written), available.eq(behind < 0)]
+        # The first lane never gets ahead of what is written; the last one may. Between layers, when
+        # the record is anything, there is nothing for the first one.
+        available, behind = Signal(), Signal(signed(bits))
+        m.d.comb += [
+            behind.eq(farthest - written),
+            available.eq((pointer != written) & ((behind < 0) | (g.pixel_lanes == 1))),
+        ]
 
         # One word on: the next of the window, or the next window's first.
         place, turn = Signal.like(r.window_less), Signal.like(r.turn_less)
