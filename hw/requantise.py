@@ -201,9 +201,9 @@ class Requantiser(wiring.Component):
         bias, param = self._params(m)
         moved = self._move(m, place, bias)
         x, at_x = self._add(m, early, moved, place)
-        q, at_q = self._divide(m, x, at_x, param)
+        q, at_q, useful = self._divide(m, x, at_x, param)
         self._write_residuals(m, x, at_x, param)
-        self._write_activations(m, q, at_q)
+        self._write_activations(m, q, at_q, useful)
         sequence_done = self._sequence_done
         with m.If(self.record.last):
             m.d.comb += self.group_done.eq(sequence_done & self._tile_last & ~self.input_mode)
@@ -376,7 +376,11 @@ class Requantiser(wiring.Component):
         return x, at_x
 
     def _divide(self, m: Module, x: Signal, at: data.View, param: data.View) -> tuple:
-        """The staircase: 2**F * (gain * x) - offset, then one comparison a cycle."""
+        """The staircase: 2**F * (gain * x) - offset, then two comparisons a cycle.
+
+        Returns the activation, its place, and whether the layer has a use for it: known a cycle
+        early, for the memory port waits for it.
+        """
         g = self._geometry
         b = g.activation_bits
         turned = Signal(signed(self.x_bits))
@@ -418,13 +422,15 @@ class Requantiser(wiring.Component):
                 y, d, q = registers
                 following = Signal(at.shape(), name=f"place{j}")
                 m.d.sync += following.eq(place)
-                place = following
+                before, place = place, following
         for i in range(g.activation_cycles - RESIDUAL_CYCLES - -(-b // STEPS_PER_CYCLE)):
             later, following = Signal.like(q, name=f"q_held{i}"), Signal(at.shape())
             following.as_value().name = f"place_held{i}"
             m.d.sync += [later.eq(q), following.eq(place)]
-            q, place = later, following
-        return q, place
+            q, before, place = later, place, following
+        useful = Signal()
+        m.d.sync += useful.eq(before.valid & self.record.requantise & ~self.input_mode)
+        return q, place, useful
 
     def _write_residuals(self, m: Module, x: Signal, at: data.View, param: data.View) -> None:
         g, r = self._geometry, self.record
@@ -452,7 +458,7 @@ class Requantiser(wiring.Component):
             pointer.tile_last.eq(tile_last),
         ]
 
-    def _write_activations(self, m: Module, q: Signal, at: data.View) -> None:
+    def _write_activations(self, m: Module, q: Signal, at: data.View, useful: Signal) -> None:
         """Collects a pixel's activations; with the last output lane they go into their word."""
         g, r = self._geometry, self.record
         b, lanes = g.activation_bits, g.pixel_lanes
@@ -464,7 +470,6 @@ class Requantiser(wiring.Component):
         ]
         tile, plane, beyond = (Signal(g.address_bits) for _ in range(3))
         chunk = Signal(range(max(chunks, 2)))
-        useful = at.valid & r.requantise & ~self.input_mode
         m.d.comb += [
             port.valid.eq(useful & at.tile_end & at.fits),
             port.address.eq(tile + at.pixel if lanes > 1 else tile),

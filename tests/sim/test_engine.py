@@ -199,7 +199,7 @@ GEOMETRIES = {
     "px2_8x4": {"input_lanes": 8, "output_lanes": 4, "pixel_lanes": 2, "stream_bits": 32},
     "px4": {"pixel_lanes": 4},
     "px4_wide": {"input_lanes": 32, "pixel_lanes": 4, "word_channels": 32},
-    "residual12": {"residual_bits": 12},
+    "residual14": {"residual_bits": 14},
     "residual20": {"residual_bits": 20},
     "residual20_px2": {"residual_bits": 20, "pixel_lanes": 2},
 }
