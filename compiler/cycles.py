@@ -21,6 +21,9 @@ LAUNCH = 2
 POOL_CYCLES = 12
 """Cycles of a pooling layer before its first window and after its last."""
 
+WORD_CYCLES = 2
+"""Cycles a word of the Image takes to come: one to read it, one to take it (`hw.store`)."""
+
 SCORE_CYCLES = 6
 """Cycles that a score takes beyond its division."""
 
@@ -39,7 +42,7 @@ def layer_cycles(record: Record, geometry: Geometry, channels: int) -> int:
     first, steady = _timed(record, g, reads > 0)
     plain = _timed(record, g, False)[1] if 0 < reads < groups else steady
     load = record["weight_words"] * (g.weight_bits // g.stream_bits)
-    load += g.output_lanes * g.param_words
+    load = WORD_CYCLES * (load + g.output_lanes * g.param_words)
     # Weights of one group load while another's are used, as far as the ring holds both.
     ahead = 2 if 2 * record["weight_words"] <= g.weight_depth else 1
     loaded, done = 0, 0
@@ -183,4 +186,4 @@ def _pool_cycles(r: Record, g: Geometry) -> int:
 
 def next_layer_cycles(g: Geometry) -> int:
     """From a layer's end to the next one's start: its record is read."""
-    return g.words(g.record_fields) + 4
+    return WORD_CYCLES * g.words(g.record_fields) + 2

@@ -11,6 +11,7 @@ from compiler.geometry import Geometry
 from hw.divider import SerialDivider
 from hw.fetch import WindowFetch
 from hw.lanes import Lanes
+from hw.layout import memory_read, memory_write
 from hw.loader import Loader
 from hw.memory import ActivationMemory, MemoryArbiter
 from hw.pool import Pool
@@ -37,6 +38,9 @@ class Engine(wiring.Component):
     i_pixels : In(stream of 8)
         Bytes of a picture, (height, width, channel).
     o_answer : Out(stream of `hw.scorer.ANSWER`)
+    image_write : In(memory_write), image_read : In(memory_read)
+        The activation memory, for whoever keeps the Image in it. Written only before the first word
+        of `i_image`; read at any time, before the words of a window.
     num_pixels : Out(24)
         Bytes a picture has; 0 while there is no Image.
     num_classes : Out(8)
@@ -53,6 +57,8 @@ class Engine(wiring.Component):
                 "i_image": In(stream.Signature(geometry.stream_bits)),
                 "i_pixels": In(stream.Signature(8)),
                 "o_answer": Out(stream.Signature(ANSWER)),
+                "image_write": In(memory_write(geometry)),
+                "image_read": In(memory_read(geometry)),
                 "num_pixels": Out(24),
                 "num_classes": Out(8),
                 "busy": Out(1),
@@ -85,6 +91,9 @@ class Engine(wiring.Component):
                 "residual_write": "write",
                 "activation_write": "write",
                 "input_write": "write",
+                "image_write": "write",
+                "image_read": "read",
+                # Last: it reads ahead, so it can wait, and it alone knows late whether it asks.
                 "fetch": "read",
             },
         )
@@ -103,6 +112,8 @@ class Engine(wiring.Component):
         connect(m, requantiser.activation_write, arbiter.activation_write)
         connect(m, writer.memory, arbiter.input_write)
         connect(m, fetch.memory, arbiter.fetch)
+        connect(m, flipped(self.image_write), arbiter.image_write)
+        connect(m, flipped(self.image_read), arbiter.image_read)
         m.d.comb += [
             memory.write.eq(arbiter.write),
             memory.address.eq(arbiter.address),

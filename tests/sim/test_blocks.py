@@ -10,13 +10,14 @@ from sim.runner import Simulation, default_seed
 
 BLOCKS = (
     "divider",
+    "flash",
     "lanes",
     "loader",
     "memory",
     "pool",
-    "reader",
     "requantise",
     "scorer",
+    "store",
     "window",
     "writer",
 )
