@@ -212,8 +212,7 @@ class Stages:
         return dict(result)
 
     def _borrow(self, place: Path, products: Sequence[str], stamp: Path) -> dict[str, Any] | None:
-        """Copy a shared result into the folder, and return its stamp; None if there is no whole
-        one."""
+        """Copy a shared result into the folder; returns its stamp, or None if it is not whole."""
         try:
             contents = {name: (place / name).read_bytes() for name in products}
             document = dict(json.loads((place / stamp.name).read_text()))

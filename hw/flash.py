@@ -25,9 +25,9 @@ ADDRESS_BITS = 24
 class FlashReader(wiring.Component):
     """Wakes the flash, then reads it from `offset` on, endlessly.
 
-    SPI mode 0, most significant bit first, at half the clock. All pins come from flip-flops. A bit
-    of the flash is taken two cycles after the edge that called for it, in the cycle in which the
-    next one does: late enough for any board, and the pads' delays keep it that long.
+    SPI mode 0, most significant bit first, at half the clock; all pins come from flip-flops. A bit
+    is taken two cycles after the falling edge that called for it, with the one that calls for the
+    next: as late as can be, and the delay of both pads holds it until then.
 
     Timing: the first byte is valid `start_cycles` after reset, each further one `BYTE_CYCLES` after
     the one before. While a byte waits to be taken the flash's clock stands still.

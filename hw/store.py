@@ -27,13 +27,13 @@ class ImageStore(wiring.Component):
     of that memory word is undefined. Bytes are written as they come, by means of the mask, so there
     is no register as wide as a word, neither here nor on the way out.
 
-    Timing: a byte is taken 8 cycles after it is offered, or as many later as the memory held the
-    port up. A word is served two cycles after `o.ready` rises if the memory is free.
+    Timing: a byte is taken in the eighth cycle that it is offered, later if the memory was busy. A
+    word is served in the cycle after its read is granted, so at most every second cycle has one.
 
-    Contract of `o`: the consumer, once it has raised ``ready``, keeps it high until it has a word.
-    ``valid`` is high in a single cycle, that in which the memory gives the word: so it waits for
-    ``ready``, against the rule of streams, and a consumer that waits for it would wait for ever.
-    `hw.loader.Loader` is such a consumer.
+    Contract of `o`: the consumer, once it has raised ``ready``, keeps it high until it has a word,
+    as `hw.loader.Loader` does. The memory is read only while ``ready`` is high, and ``valid`` is
+    high in the one cycle in which it gives the word. So ``valid`` waits for ``ready``, against the
+    rule of streams: a consumer that waits for it in turn gets nothing.
 
     Parameters
     ----------
@@ -85,7 +85,7 @@ class ImageStore(wiring.Component):
     def elaborate(self, platform: object) -> Module:
         m = Module()
         g = self._geometry
-        # One flip-flop a phase, which costs less than numbered states.
+        # What is being copied; one flip-flop a phase costs less than a number of the phase.
         magic, count, words, check = (
             Signal(name=name, init=name == "magic") for name in ("magic", "count", "words", "check")
         )
@@ -106,7 +106,8 @@ class ImageStore(wiring.Component):
             with m.If(end):
                 m.d.sync += position.eq(0)
 
-        # Word 0 lies at the memory's end: a counter is set to all ones for nothing.
+        # Downwards from the memory's end: setting a counter to all ones costs nothing, and the
+        # last word's address is the only one to keep.
         address, final = Signal(g.address_bits, init=-1), Signal(g.address_bits, reset_less=True)
         last, next_word, arrived = Signal(), Signal(), Signal()
         m.d.comb += [
@@ -145,7 +146,7 @@ class ImageStore(wiring.Component):
             self.read.valid.eq(self.loaded & self.o.ready & ~arrived),
             self.read.address.eq(address),
             self.o.valid.eq(arrived),
-            self.o.payload.eq(self.read.data),
+            self.o.payload.eq(self.read.data[: g.stream_bits]),
             # A byte is written in each of its eight cycles, which is simpler than in one.
             self.write.valid.eq(self.i.valid & words),
             self.write.address.eq(address),

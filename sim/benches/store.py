@@ -69,7 +69,7 @@ class StoreInMemory(wiring.Component):
         connect(m, store.read, arbiter.image_read)
         connect(m, flipped(self.i), store.i)
         connect(m, store.o, flipped(self.o))
-        for name in ("enable", "write", "address", "write_data", "write_mask"):
+        for name in ("write", "address", "write_data", "write_mask"):
             m.d.comb += getattr(memory, name).eq(getattr(arbiter, name))
         m.d.comb += [
             arbiter.read_data.eq(memory.read_data),
