@@ -1,9 +1,8 @@
 """How many cycles a layer takes: the engine's pacing, cycle by cycle, without its data.
 
 Who waits for whom is all that matters here: window words for the memory port and for room, steps
-for words, tiles for the requantiser, and everything for weights. `group_cycles` plays that through
-for one group of tiles; groups are alike, so a layer is a sum. The benches hold it to the simulated
-engine.
+for words, tiles for the requantiser, and everything for weights. `_group_ends` plays a layer
+through. The benches hold it to the simulated engine.
 """
 
 from __future__ import annotations
@@ -15,14 +14,8 @@ from functools import cache
 from compiler import arith
 from compiler.geometry import Geometry
 
-LAUNCH = 2
-"""Cycles from a group's weights being there to its first window word."""
-
-POOL_CYCLES = 12
+POOL_CYCLES = 11
 """Cycles of a pooling layer before its first window and after its last."""
-
-WORD_CYCLES = 2
-"""Cycles a word of the Image takes to come: one to read it, one to take it (`hw.store`)."""
 
 SCORE_CYCLES = 6
 """Cycles that a score takes beyond its division."""
@@ -35,44 +28,33 @@ def layer_cycles(record: Record, geometry: Geometry, channels: int) -> int:
 
     ``channels`` is how many of its outputs are no padding.
     """
-    if record["pool"]:
-        return _pool_cycles(record, geometry)
-    g, groups = geometry, record["groups_less"] + 1
-    reads = record["residual_groups"]
-    first, steady = _timed(record, g, reads > 0)
-    plain = _timed(record, g, False)[1] if 0 < reads < groups else steady
-    load = record["weight_words"] * (g.weight_bits // g.stream_bits)
-    load = WORD_CYCLES * (load + g.output_lanes * g.param_words)
-    # Weights of one group load while another's are used, as far as the ring holds both.
-    ahead = 2 if 2 * record["weight_words"] <= g.weight_depth else 1
-    loaded, done = 0, 0
-    ends: list[int] = []
-    for group in range(groups):
-        loaded = max(loaded, ends[group - ahead] if group >= ahead else 0) + load
-        pace = first if group == 0 else (steady if group < reads else plain)
-        begun = max(loaded, done if not record["last"] or not ends else ends[-1] - steady)
-        done = begun + pace
-        if record["last"]:  # a group's last step waits for the scores of the group before
-            used = min(g.output_lanes, channels - group * g.output_lanes)
-            done = max(done, ends[-1] if ends else 0)
-            ends.append(done + g.lane_cycles + max(used, 0) * (arith.SCORE_BITS + SCORE_CYCLES))
-        else:
-            ends.append(done)
-    return ends[-1] if record["last"] else done + _tail(g) + next_layer_cycles(g)
-
-
-def _timed(record: Record, geometry: Geometry, reading: bool) -> tuple[int, int]:
-    """Cycles from launch to the last tile's last step: of a first group, and of a further one."""
-    items = tuple(sorted(record.items()))
-    one = group_cycles(items, geometry, reading, 1)
-    return one, group_cycles(items, geometry, reading, 2) - one
-
-
-def _tail(geometry: Geometry) -> int:
-    """From a tile's last step to the end of its last activation."""
     g = geometry
+    if record["pool"]:
+        return _pool_cycles(record, g)
+    ends = _group_ends(tuple(sorted(record.items())), g)
+    if record["last"]:
+        used = channels - record["groups_less"] * g.output_lanes
+        return ends[-1] + g.lane_cycles + used * (arith.SCORE_BITS + SCORE_CYCLES)
+    return ends[-1] + _tail(g) + 1 + next_layer_cycles(g)
+
+
+def _pool_cycles(r: Record, g: Geometry) -> int:
+    """Nine words a tile and a pause; reads are fewer, and hidden."""
+    tiles = (r["height_out_less"] + 1) * (r["tiles_less"] + 1) * (r["groups_less"] + 1)
+    return (
+        POOL_CYCLES + tiles * (arith.POOL_KERNEL**2 + 1) + g.residual_lanes + next_layer_cycles(g)
+    )
+
+
+def next_layer_cycles(g: Geometry) -> int:
+    """From a layer's end to the next one's start: its record is read, a word in two cycles."""
+    return 2 * g.words(g.record_fields) + 3
+
+
+def _tail(g: Geometry) -> int:
+    """From a group's last step to its last activation."""
     last = (g.output_lanes - 1) * g.channel_cycles + g.pixel_lanes - 1
-    return g.lane_cycles - 1 + last + g.activation_cycles + 2
+    return g.lane_cycles - 1 + last + g.activation_cycles
 
 
 def _outside(r: Record) -> list[bool]:
@@ -88,76 +70,127 @@ def _outside(r: Record) -> list[bool]:
 
 
 @dataclass(slots=True)
+class _Load:
+    """Parameters and weights on their way from the Image (`hw.loader`, `hw.store`)."""
+
+    r: Record
+    g: Geometry
+    group: int = 0
+    word: int = 0  # of the group
+    banks: int = 0  # of parameters, in use
+    steps: int = 0  # of weights, in use
+    arriving: bool = False
+    ready: int = 0  # groups that are loaded and not launched
+
+    def wants(self) -> bool:
+        """Whether a word is asked for: one is on its way at a time."""
+        if self.arriving or self.group > self.r["groups_less"]:
+            return False
+        if self.word < self.g.output_lanes * self.g.param_words:
+            return self.banks < 2
+        return self.steps < self.g.weight_depth
+
+    def advance(self, granted: bool, released: bool) -> None:
+        """One cycle; ``released`` says that a group is done."""
+        if released:
+            self.banks -= 1
+            self.steps -= self.r["weight_words"]
+        if self.arriving:
+            self.word += 1
+            params, parts = self.g.output_lanes * self.g.param_words, self._parts
+            if self.word == params:
+                self.banks += 1
+            elif self.word > params and (self.word - params) % parts == 0:
+                self.steps += 1
+            if self.word == params + self.r["weight_words"] * parts:
+                self.ready, self.group, self.word = self.ready + 1, self.group + 1, 0
+        self.arriving = granted
+
+    @property
+    def _parts(self) -> int:
+        return self.g.weight_bits // self.g.stream_bits
+
+
+@dataclass(slots=True)
 class _Fetch:
     """Words on their way into the window buffer (`hw.fetch`), counted from the layer's first."""
 
     outside: list[bool]
-    groups: int
     fired: int = 0
     written: int = 0
     arriving: bool = False
-    launch: int = 0  # not before this cycle
+    busy: bool = False
+    marked: int | None = None  # a group's first word, which has not been read yet
 
-    def advance(self, cycle: int, free: bool, room: bool, consumed: int) -> None:
-        """One cycle: ``free`` is the memory port, ``consumed`` how many words have been read."""
-        size = len(self.outside)
-        group, at = divmod(self.fired, size)
-        # The buffer can mark the beginning of one group that has not been read yet.
-        marked = at == 0 and group > 0 and consumed <= (group - 1) * size
-        fires = group < self.groups and cycle >= self.launch and room and not marked
-        fires = fires and (free or self.outside[at])
+    def fires(self, port: bool, room: bool) -> bool:
+        """Whether a word is fetched in this cycle."""
+        at = self.fired % len(self.outside)
+        return self.busy and room and (port or self.outside[at])
+
+    def advance(self, fires: bool, start: bool) -> None:
+        """One cycle."""
         self.written += self.arriving
         self.arriving = fires
+        if start:
+            self.busy, self.marked = True, self.fired
         self.fired += fires
-        if fires and at == size - 1:
-            self.launch = cycle + 2
-
-
-def _accesses(r: Record, g: Geometry, reading: bool) -> list[int]:
-    """When a tile takes the memory port, in cycles after its last step."""
-    reads, writes, activations = g.accesses
-    taken = [*(reads if reading else ()), *writes] if r["residual"] else []
-    taken += activations if r["requantise"] else []
-    return [g.lane_cycles - 1 + cycle for cycle in taken]
+        if fires and self.fired % len(self.outside) == 0:
+            self.busy = False
 
 
 @cache
-def group_cycles(
-    items: tuple[tuple[str, int], ...], g: Geometry, reading: bool, groups: int
-) -> int:
-    """Cycles from the launch to the last step of ``groups`` groups, weights being there.
+def _group_ends(items: tuple[tuple[str, int], ...], g: Geometry) -> list[int]:
+    """The cycle of each group's last step, from the layer's start on; ``items`` are the record's.
 
-    ``items`` are the record's.
+    A layer is played through: who waits for whom, without the values.
     """
     r = dict(items)
-    fetch, accesses = _Fetch(_outside(r), groups), _accesses(r, g, reading)
-    # What the requantiser keeps apart: all that a tile might do.
-    pattern = [g.lane_cycles - 1 + c for kind in g.accesses for c in kind] if r["residual"] else []
-    taken: set[int] = set()
-    booked: set[int] = set()
-    window, across = r["window_less"] + 1, r["tiles_less"] + 1
-    line = (r["columns_less"] + 1) * (r["kernel_h_less"] + 1) * (r["words_less"] + 1)
-    lanes_apart = (g.pixel_lanes - 1) * r["step_pixel"]
+    load, fetch = _Load(r, g), _Fetch(_outside(r))
+    reads, writes, activations = ([g.lane_cycles - 1 + c for c in kind] for kind in g.accesses)
+    # What the requantiser keeps apart is all that a tile might do.
+    pattern = [*reads, *writes, *activations] if r["residual"] else []
+    window, across, lines = r["window_less"] + 1, r["tiles_less"] + 1, r["height_out_less"] + 1
+    line_words = (r["columns_less"] + 1) * (r["kernel_h_less"] + 1) * (r["words_less"] + 1)
+    farthest = (g.pixel_lanes - 1) * r["step_pixel"]
     onward = r["step_window"] + window - 1 & 2 * g.window_depth - 1
-    pace = g.tile_cycles
-    lines = (r["height_out_less"] + 1) * groups
-    base = place = freed = tile = row = 0
-    held, last, half, cooldown, cycle = False, False, 0, 0, LAUNCH
-    while row < lines or held:
-        fetch_free, room = cycle not in taken, fetch.fired - freed < g.window_depth
+    booked: set[int] = set()  # cycles that a tile might use, and those it does
+    taken: set[int] = set()
+    released: set[int] = set()
+    ends: list[int] = []
+    base = place = freed = tile = line = launched = 0
+    held, last, half, clear, cycle = False, False, 0, 0, 0
+    tile_ends_group = False
+    while len(ends) <= r["groups_less"]:
+        port = cycle not in taken
+        granted = load.wants() and port
+        fires = fetch.fires(port and not granted, fetch.fired - freed < g.window_depth)
+        start = load.ready > 0 and not fetch.busy and fetch.marked is None
+        start = start and launched <= r["groups_less"]
         final = half == g.halves - 1
-        gate = cooldown == 0 and booked.isdisjoint(cycle + c for c in pattern)
+        gate = cycle >= clear and booked.isdisjoint(cycle + c for c in pattern)
         valid = held and (gate or not (last and final))
-        cooldown = max(0, cooldown - 1)
-        take = (not held or (valid and final)) and row < lines
-        take = take and base + place + lanes_apart < fetch.written
+        take = (not held or (valid and final)) and line < lines * (r["groups_less"] + 1)
+        take = take and base + place + farthest < fetch.written and base + place < fetch.written
         if valid and final and last:
-            cooldown = pace - 1
+            clear = cycle + g.tile_cycles
             booked.update(cycle + c for c in pattern)
-            taken.update(cycle + c for c in accesses)
-        fetch.advance(cycle, fetch_free, room, base + place)
+            group = len(ends)
+            taken.update(cycle + c for c in writes if r["residual"])
+            taken.update(cycle + c for c in reads if group < r["residual_groups"])
+            taken.update(cycle + c for c in activations if r["requantise"])
+            if tile_ends_group:
+                ends.append(cycle)
+                done = cycle + _tail(g)
+                if r["last"]:
+                    clear = (
+                        cycle + g.lane_cycles + g.output_lanes * (arith.SCORE_BITS + SCORE_CYCLES)
+                    )
+                    done = clear
+                released.add(done)
         if take:
             held, last, half = True, place == window - 1, 0
+            if base + place == fetch.marked:
+                fetch.marked = None
             place += 1
             if r["shared"]:
                 freed = base + place
@@ -165,25 +198,18 @@ def group_cycles(
                 tile += 1
                 base += onward
                 if tile == across:
-                    tile, row = 0, row + 1
-                    base = row * line
+                    tile, line = 0, line + 1
+                    base = line * line_words
                 place, freed = 0, base
+                tile_ends_group = tile == 0 and line % lines == 0
         elif valid and final:
             held = False
         elif valid:
             half += 1
+        if start:
+            launched += 1
+        load.advance(granted, cycle in released)
+        load.ready -= start
+        fetch.advance(fires, start)
         cycle += 1
-    return cycle - 1
-
-
-def _pool_cycles(r: Record, g: Geometry) -> int:
-    """Nine words a tile and a pause; reads are fewer, and hidden."""
-    tiles = (r["height_out_less"] + 1) * (r["tiles_less"] + 1) * (r["groups_less"] + 1)
-    return (
-        POOL_CYCLES + tiles * (arith.POOL_KERNEL**2 + 1) + g.residual_lanes + next_layer_cycles(g)
-    )
-
-
-def next_layer_cycles(g: Geometry) -> int:
-    """From a layer's end to the next one's start: its record is read."""
-    return WORD_CYCLES * g.words(g.record_fields) + 2
+    return ends

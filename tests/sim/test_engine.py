@@ -24,7 +24,7 @@ pytestmark = pytest.mark.cocotb
 TINY = 3000
 """Cycles below which a network is too short to judge its prediction."""
 
-TOLERANCE = 0.02
+TOLERANCE = 0.01
 
 PICTURES = 2
 
