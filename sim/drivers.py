@@ -39,15 +39,12 @@ class Stall:
         Longest run of idle cycles.
     lazy : bool
         Of a sink only: ready stays low until valid is high.
-    pause : int
-        Idle cycles before every word.
     """
 
     name: str
     probability: float = 0.0
     burst: int = 1
     lazy: bool = False
-    pause: int = 0
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.probability < 1.0:
@@ -58,12 +55,12 @@ class Stall:
     @property
     def never(self) -> bool:
         """Whether there is no idle cycle at all (the fast path)."""
-        return self.probability == 0.0 and not self.lazy and not self.pause
+        return self.probability == 0.0 and not self.lazy
 
     def idle_cycles(self, rng: random.Random) -> Iterator[int]:
         """Endless: how many idle cycles stand before each word."""
         while True:
-            count = self.pause
+            count = 0
             while rng.random() < self.probability:
                 count += rng.randint(1, self.burst) if self.burst > 1 else 1
             yield count
@@ -73,7 +70,6 @@ NEVER = Stall("never")
 RANDOM = Stall("random", probability=0.4)
 BURSTS = Stall("bursts", probability=0.08, burst=24)
 LAZY = Stall("lazy", probability=0.2, lazy=True)
-EVERY_OTHER = Stall("every other", pause=1)
 
 STALLS = {stall.name: stall for stall in (NEVER, RANDOM, BURSTS)}
 """The three patterns every block is tested with, on each side."""
