@@ -1,224 +1,302 @@
-"""The command line of the trainer: ``python -m train`` and ``python -m train evaluate``."""
+"""The command line of the trainer: ``python -m train`` and its other commands.
+
+``python -m train --dataset ... --net ... --epochs ... --out DIR`` trains or resumes;
+``evaluate`` measures a trained network, ``reproduce`` fills the paper's tables, ``benchmark`` times
+training steps. Each has ``--help``.
+"""
 
 from __future__ import annotations
 
 import argparse
+import io
 import json
-import re
+import os
 import sys
 import traceback
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-from rich.progress import Progress as Bars
 
-from compiler import datasets
-from compiler.checkpoint import load
 from compiler.errors import SignumError, UsageError
-from train.data import AUGMENTATION, splits
-from train.export import network_of
-from train.loop import CHECKPOINT, Job, Progress, Recipe, accuracy, cycle_of, train
-from train.network import BATCH_NORM, PADDING, WEIGHTS, Architecture
+from train.export import read_network
+from train.folders import FolderSplit
+from train.loop import CHECKPOINT, NETWORK, Progress, accuracy, crops_accuracy, train
+from train.options import (
+    add_common,
+    add_data,
+    add_execution,
+    add_job,
+    execution_of,
+    job_of,
+    net_of,
+)
+from train.recipe import Job
+from train.record import machine
+from train.reproduce import MARK, by_epoch, gap, markdown, plain, run_missing, write_report
+from train.sources import Source, open_source
+from train.tables import TABLES, Table
+from train.team import Team, assembled
+from train.watch import announce, line, watching
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells have it."""
 
 
+@dataclass(frozen=True, slots=True)
+class Command:
+    """One command: its flags, what it does, and what to say when it is interrupted."""
+
+    parser: Callable[[], argparse.ArgumentParser]
+    run: Callable[[argparse.Namespace, Console], None]
+    interrupted: str = "interrupted"
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     given = sys.argv[1:] if arguments is None else arguments
-    evaluating = given[:1] == ["evaluate"]
-    options = (_evaluate_parser() if evaluating else _train_parser()).parse_args(
-        given[1:] if evaluating else given
-    )
-    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    name = given[0] if given[:1] and given[0] in COMMANDS else ""
+    command = COMMANDS[name]
+    options = command.parser().parse_args(given[1:] if name else given)
+    console = _console()
+    if options.threads:
+        torch.set_num_threads(options.threads)
     try:
-        if options.threads:
-            torch.set_num_threads(options.threads)
-        if evaluating:
-            evaluate_command(options)
-        else:
-            train_command(options, console)
-    except SignumError as error:
+        command.run(options, console)
+    except (SignumError, OSError, KeyboardInterrupt) as error:
         if options.verbose >= 2:
             traceback.print_exc()
+        if isinstance(error, KeyboardInterrupt):
+            console.print(command.interrupted, markup=False)
+            return INTERRUPTED
+        if isinstance(error, OSError):  # a full disk, a folder that may not be written
+            error = SignumError(str(error))
         console.print(error.report(), markup=False)
         return error.exit_code
-    except OSError as error:  # a full disk, a folder that may not be written
-        if options.verbose >= 2:
-            traceback.print_exc()
-        console.print(f"error: {error}", markup=False)
-        return SignumError.exit_code
-    except KeyboardInterrupt:
-        if options.verbose >= 2:
-            traceback.print_exc()
-        again = "" if evaluating else "; the same command resumes after the last whole epoch"
-        console.print(f"interrupted{again}", markup=False)
-        return INTERRUPTED
     return 0
 
 
 def train_command(options: argparse.Namespace, console: Console) -> None:
     """Train or resume, with a bar on a terminal and a line an epoch everywhere."""
-    dataset = datasets.load(options.dataset, options.data)
-    job = _job(options, dataset)
-    _announce(job, options.out, console)
-    data = splits(dataset, _device(options.device))
-    columns = (
-        TextColumn("epoch"),
-        MofNCompleteColumn(),
-        BarColumn(),
-        TimeRemainingColumn(),
-        TextColumn("left"),
-    )
-    with Bars(*columns, console=console) as bars:
-        task = bars.add_task("epochs", total=job.recipe.epochs)
-        progress = Progress(
-            step=lambda epochs: bars.update(task, completed=epochs),
-            epoch=lambda record: console.print(_line(record), markup=False),
+    with assembled(options.device) as team:
+        source = open_source(options.dataset, options.data, team.device, options.workers)
+        job = job_of(options, source, team.device)
+        announce(job, options.out, console)
+        board = options.tensorboard if team.leads else None
+        seconds = options.hours * 3600
+        with watching(job, console, board) as progress:
+            data = (source.training, source.test)
+            last = train(job, data, options.out, progress, team, seconds)
+        if not team.leads:
+            return
+        if last["epoch"] < job.recipe.epochs:
+            console.print("out of time; the same command goes on", markup=False)
+        name = NETWORK if job.architecture.beyond_checkpoints else CHECKPOINT
+        print(json.dumps({"checkpoint": str(options.out / name), **last}))
+
+
+def evaluate_command(options: argparse.Namespace, _: Console) -> None:
+    """Print the float accuracy of a network (fake-quantised where it has steps)."""
+    network = read_network(options.checkpoint)
+    with assembled(options.device) as team:
+        source = open_source(options.dataset, options.data, team.device, options.workers)
+        if network.architecture.input != source.shape:
+            raise UsageError(
+                f"network takes images of {network.architecture.input}, but data set "
+                f"{source.name!r} has {source.shape}"
+            )
+        network.to(team.device)
+        if options.crops == 1:
+            found = accuracy(network, source.test, team)
+        elif isinstance(source.test, FolderSplit):
+            found = crops_accuracy(network, source.test, team)
+        else:
+            raise UsageError(f"--crops 25 is for imagenet, not {source.name!r}")
+        result = {"images": len(source.test), "float": found.pop("accuracy")} | found
+        if team.leads:
+            print(json.dumps({"accuracy": result}))
+
+
+def reproduce_command(options: argparse.Namespace, console: Console) -> None:
+    """Run what is missing within the hours, then print the tables and draw the figures."""
+    if options.net:
+        net_of(options.net)
+    chosen = list(TABLES) if options.table == "all" else [options.table]
+    tables = {
+        name: Table(
+            TABLES[name].title,
+            tuple(
+                dict.fromkeys(c.instead(options.net, options.epochs) for c in TABLES[name].cells)
+            ),
         )
-        last = train(job, data, options.out, progress)
-    print(json.dumps({"checkpoint": str(options.out / CHECKPOINT), **last}))
+        for name in chosen
+    }
+    if options.hours > 0:
+        with assembled(options.device) as team:
+            _run_missing(tables, options, team, console)
+            if not team.leads:
+                return
+    text = "\n".join(markdown(table, options.out) for table in tables.values())
+    if options.json:
+        print(json.dumps({name: plain(table, options.out) for name, table in tables.items()}))
+    else:
+        print(text, end="")
+    if options.report:
+        write_report(options.report, text)
+    for name in (name for name in tables if name.startswith("fig")):
+        paths = _figure(name, tables[name], options)
+        console.print(f"drawn: {', '.join(map(str, paths))}", markup=False)
 
 
-def evaluate_command(options: argparse.Namespace) -> None:
-    """Print the float accuracy of a checkpoint (fake-quantised where it has steps)."""
-    network = network_of(load(options.checkpoint))
-    dataset = datasets.load(options.dataset, options.data)
-    if network.architecture.input != dataset.image_shape:
-        raise UsageError(
-            f"network takes images of {network.architecture.input}, but data set "
-            f"{dataset.name!r} has {dataset.image_shape}"
-        )
-    device = _device(options.device)
-    _, test = splits(dataset, device)
-    result = accuracy(network.to(device), test)
-    print(json.dumps({"accuracy": {"images": len(test), "float": result}}))
+def benchmark_command(options: argparse.Namespace, _: Console) -> None:
+    """Print a table of images a second."""
+    from train.benchmark import benchmark
+
+    with assembled(options.device) as team:
+        execution = execution_of(options, team.device)
+        nets = [(net, *net_of(net)) for net in options.nets]
+        found = benchmark(nets, team, execution, options.batch, options.seconds)
+        about = {"machine": machine(team.device), "execution": asdict(execution)}
+    if options.json:
+        print(json.dumps({"speed": [speed.report() for speed in found], **about}))
+        return
+    print(f"images a second of a training step, batch {options.batch}, {about}\n")
+    print("| net | weights | step | with loading | plain | ratio |")
+    print("| --- | --- | --- | --- | --- | --- |")
+    for s in found:
+        rates = f"{s.step:,.0f} | {s.epoch:,.0f} | {s.plain:,.0f} | {s.ratio:.2f}"
+        print(f"| {s.net} | {s.weights:,} | {rates} |")
 
 
-def _job(options: argparse.Namespace, dataset: datasets.Dataset) -> Job:
-    depth, width = _net(options.net)
-    architecture = Architecture(
-        depth=depth,
-        width=width,
-        classes=len(dataset.class_names),
-        input=dataset.image_shape,
-        weights=options.weights,
-        batch_norm=options.batch_norm,
-        input_relu=options.input_relu,
-        skip=not options.plain,
-        padding=options.padding,
-        activation_bits=options.activation_bits,
+def _run_missing(
+    tables: dict[str, Table], options: argparse.Namespace, team: Team, console: Console
+) -> None:
+    @lru_cache(maxsize=1)  # runs on one data set mostly follow each other
+    def source(name: str) -> Source:
+        return open_source(name, options.data, team.device, options.workers)
+
+    def watch(job: Job) -> Progress:
+        def epoch(record: dict[str, Any]) -> None:
+            console.print(line(record, job.recipe.epochs), markup=False)
+
+        return Progress(epoch=epoch)
+
+    run_missing(
+        tuple(cell for table in tables.values() for cell in table.cells),
+        options.out,
+        options.hours,
+        source,
+        execution_of(options, team.device),
+        team,
+        lambda text: console.print(text, markup=False),
+        watch,
     )
-    augmentation = AUGMENTATION[dataset.name]
-    recipe = Recipe(
-        epochs=options.epochs,
-        batch=options.batch,
-        peak_rate=options.learning_rate,
-        first_cycle=options.first_cycle,
-        weight_decay=options.weight_decay,
-        score_gain=options.score_gain,
-        quantise_from=options.quantise_from_epoch,
-        seed=options.seed,
-        augmentation=replace(augmentation, cutout=options.cutout),
+
+
+def _figure(name: str, table: Table, options: argparse.Namespace) -> list[Path]:
+    from train.figures import EPOCHS, draw
+
+    folder = options.figures or options.out / "figures"
+    if name == "fig1":
+        axes = ("32-bit error, %", "what one bit adds, %")
+        return draw(folder, name, table.title, axes, gap(table.cells, options.out))
+    axes = (EPOCHS, "test error, %")
+    return draw(folder, name, table.title, axes, by_epoch(table.cells, options.out))
+
+
+def _console() -> Console:
+    """Standard error, but for the processes of a team that do not lead."""
+    silent = int(os.environ.get("RANK", "0")) > 0
+    file = io.StringIO() if silent else sys.stderr
+    return Console(file=file, highlight=False, soft_wrap=True)
+
+
+def _train_parser() -> argparse.ArgumentParser:
+    others = ", ".join(name for name in COMMANDS if name)
+    parser = argparse.ArgumentParser(
+        prog="python -m train",
+        description="Train a wide residual network; the same command again resumes it. "
+        "'torchrun --nproc-per-node N -m train ...' trains it on N GPUs. "
+        f"Other commands: {others}.",
     )
-    return Job(dataset.name, architecture, recipe, str(options.init or ""))
-
-
-def _net(text: str) -> tuple[int, float]:
-    """``"20-4"`` is depth 20, width 4."""
-    match = re.fullmatch(r"(\d+)-(\d+(?:\.\d+)?)", text)
-    if match is None:
-        raise UsageError(f"--net must be DEPTH-WIDTH, not {text!r}", hint="--net 20-1")
-    return int(match[1]), float(match[2])
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda" and not torch.cuda.is_available():
-        raise UsageError("--device cuda needs a GPU that PyTorch can use", hint="--device cpu")
-    return torch.device(name)
-
-
-def _announce(job: Job, out: Path, console: Console) -> None:
-    net, recipe = job.architecture, job.recipe
-    bits = "float" if net.activation_bits is None else f"{net.activation_bits}-bit"
-    console.print(
-        f"{job.dataset}: WRN {net.depth}-{net.width:g}, {net.num_weights:,} weights of "
-        f"{net.weights}, {bits} activations, {recipe.epochs} epochs into {out}",
-        markup=False,
+    add_data(parser)
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the run")
+    parser.add_argument(
+        "--hours", type=float, default=float("inf"), metavar="H", help="stop before, to be resumed"
     )
-    start, length = cycle_of(recipe.epochs - 1, recipe.first_cycle)
-    if start + length != recipe.epochs:
-        console.print(
-            f"note: {recipe.epochs} epochs stop in mid-cycle; cycles end after {start} and "
-            f"{start + length}",
-            markup=False,
-        )
-
-
-def _line(record: dict[str, Any]) -> str:
-    text = (
-        f"epoch {record['epoch']:3d}  loss {record['train_loss']:.4f}  "
-        f"train {record['train_accuracy']:.2%}  test {record['test_accuracy']:.2%}  "
-        f"{record['seconds']:.1f} s"
-    )
-    if "deployed_accuracy" in record:
-        text += f"  checkpoint: {record['deployed_accuracy']:.2%}"
-    return text
-
-
-def _parser(prog: str, description: str) -> argparse.ArgumentParser:
-    """What both commands take."""
-    parser = argparse.ArgumentParser(prog=prog, description=description)
-    parser.add_argument("--dataset", required=True, choices=datasets.NAMES)
-    parser.add_argument("--data", type=Path, metavar="DIR", help="folder of the data set's files")
-    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
-    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: all)")
-    parser.add_argument("-v", "--verbose", action="count", default=0, help="-vv: tracebacks")
+    parser.add_argument("--tensorboard", type=Path, metavar="DIR", help="write scalars there too")
+    add_job(parser)
+    add_execution(parser)
+    add_common(parser)
     return parser
 
 
 def _evaluate_parser() -> argparse.ArgumentParser:
-    parser = _parser("python -m train evaluate", "Float accuracy of a checkpoint, as JSON.")
-    parser.add_argument("checkpoint", type=Path)
+    parser = argparse.ArgumentParser(
+        prog="python -m train evaluate", description="Float accuracy of a network, as JSON."
+    )
+    parser.add_argument("checkpoint", type=Path, help="checkpoint.pt or network.pt")
+    add_data(parser)
+    parser.add_argument(
+        "--crops", type=int, default=1, choices=(1, 25), help="25: ImageNet, softmax averaged"
+    )
+    add_common(parser)
     return parser
 
 
-def _train_parser() -> argparse.ArgumentParser:
-    parser = _parser(
-        "python -m train",
-        "Train a wide residual network; the same command again resumes it. "
-        "'python -m train evaluate --help' for the other command.",
+def _reproduce_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m train reproduce",
+        description="Our figures beside the paper's. Without --hours nothing is trained, and what "
+        "was run before is shown.",
     )
-    parser.add_argument("--net", required=True, metavar="DEPTH-WIDTH", help="such as 20-1")
-    parser.add_argument("--epochs", type=int, required=True, help="2, 6, 14, 30, 62, 126, 254")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the run")
-    network = parser.add_argument_group("network")
-    network.add_argument("--weights", default="1bit", choices=WEIGHTS)
-    network.add_argument(
-        "--activation-bits", type=int, metavar="B", help="2 .. 8 (default: float activations)"
-    )
-    network.add_argument("--batch-norm", default="fixed", choices=BATCH_NORM)
-    network.add_argument("--input-relu", action="store_true", help="ReLU after the input's BN")
-    network.add_argument("--plain", action="store_true", help="no skips")
-    network.add_argument("--padding", default="torch", choices=PADDING)
-    recipe = parser.add_argument_group("recipe (defaults are the paper's)")
-    recipe.add_argument("--batch", type=int, default=125, help="images")
-    recipe.add_argument("--learning-rate", type=float, default=0.1, help="of a cycle's start")
-    recipe.add_argument("--weight-decay", type=float, default=5e-4)
-    recipe.add_argument("--first-cycle", type=int, default=2, help="epochs, then twice as many")
-    recipe.add_argument("--score-gain", type=float, default=1.0, help="in the loss; narrow nets: 4")
-    recipe.add_argument("--cutout", type=int, default=0, metavar="PIXELS", help="CIFAR-10: 18")
-    recipe.add_argument("--quantise-from-epoch", type=int, default=0, metavar="E")
-    recipe.add_argument("--seed", type=int, default=0)
-    recipe.add_argument("--init", type=Path, metavar="CKPT", help="start from these weights")
+    parser.add_argument("--table", required=True, choices=(*TABLES, "all"))
+    parser.add_argument("--hours", type=float, default=0.0, metavar="H", help="train so long")
+    parser.add_argument("--data", type=Path, metavar="DIR", help="folder of the data sets' files")
+    parser.add_argument("--workers", type=int, default=8, metavar="N", help="decode ImageNet")
+    parser.add_argument("--out", type=Path, default=Path("runs/reproduce"), metavar="DIR")
+    parser.add_argument("--net", default="", metavar="DEPTH-WIDTH", help="instead of the paper's")
+    parser.add_argument("--epochs", type=int, default=0, metavar="E", help="at most so many")
+    parser.add_argument("--figures", type=Path, metavar="DIR", help="default: OUT/figures")
+    parser.add_argument("--report", type=Path, metavar="FILE", help=f"replaces what follows {MARK}")
+    parser.add_argument("--json", action="store_true")
+    add_execution(parser)
+    add_common(parser)
     return parser
+
+
+def _benchmark_parser() -> argparse.ArgumentParser:
+    from train.benchmark import NETS
+
+    parser = argparse.ArgumentParser(
+        prog="python -m train benchmark",
+        description="Images a second of a training step, against a plain formulation.",
+    )
+    parser.add_argument("--nets", nargs="+", default=list(NETS), metavar="DEPTH-WIDTH")
+    parser.add_argument("--batch", type=int, default=125)
+    parser.add_argument("--seconds", type=float, default=5.0, help="for each form of each net")
+    parser.add_argument("--json", action="store_true")
+    add_execution(parser)
+    add_common(parser)
+    return parser
+
+
+COMMANDS = {
+    "": Command(
+        _train_parser,
+        train_command,
+        "interrupted; the same command resumes after the last whole epoch",
+    ),
+    "evaluate": Command(_evaluate_parser, evaluate_command),
+    "reproduce": Command(
+        _reproduce_parser, reproduce_command, "interrupted; the same command goes on"
+    ),
+    "benchmark": Command(_benchmark_parser, benchmark_command),
+}
 
 
 if __name__ == "__main__":

@@ -1,14 +1,20 @@
-"""Augmentation and batches, on uint8 images (N, C, H, W), all images of a batch at once."""
+"""Augmentation and batches, on uint8 images (N, C, H, W), all images of a batch at once.
+
+Small data sets live as bytes where the network does, and are augmented there (`Split`); ImageNet
+is decoded from its files by worker processes (`train.folders`). The loop knows both as `Part`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from compiler.datasets import Dataset
+from compiler.errors import UsageError
+from train.datasets import ImageSet
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,14 +24,25 @@ class Augmentation:
     flip: bool = False  # left to right, every second image by chance
     pad: int = 0  # pixels of random integers on each side, then a crop to the old size
     cutout: int = 0  # side in pixels of a square of random integers, 0: none
+    scale: tuple[int, int] | None = None  # shorter side in pixels, drawn evenly, before the crop
 
 
 AUGMENTATION = {
     "digits": Augmentation(pad=1),
     "mnist": Augmentation(),
+    "fashion-mnist": Augmentation(),
     "cifar10": Augmentation(flip=True, pad=4),
+    "cifar100": Augmentation(flip=True, pad=4),
+    "svhn": Augmentation(pad=4),
+    "svhn-core": Augmentation(pad=4),
+    "imagenet32": Augmentation(flip=True, pad=4),
+    "imagenet": Augmentation(flip=True, scale=(256, 480)),
 }
-"""The paper's choice for each data set; digits, which it does not treat, move by one pixel."""
+"""The paper's choice for each data set. It does not treat digits, which move by one pixel, nor
+Fashion-MNIST, which goes as MNIST does."""
+
+CUTOUT = 18
+"""Side of the paper's square on CIFAR, in pixels."""
 
 
 def augment(images: Tensor, augmentation: Augmentation, generator: torch.Generator) -> Tensor:
@@ -66,31 +83,93 @@ def cut_out(images: Tensor, side: int, generator: torch.Generator) -> Tensor:
 
 
 @dataclass(frozen=True, slots=True)
+class Share:
+    """The part of every batch that one of several processes computes."""
+
+    index: int = 0
+    count: int = 1
+
+    def of(self, size: int) -> slice:
+        """The share of ``size`` images; `UsageError` where they cannot be shared out evenly."""
+        if size % self.count:
+            raise UsageError(
+                f"a batch must divide evenly among {self.count} processes, not {size} images",
+                hint=f"--batch {max(1, round(size / self.count)) * self.count}",
+            )
+        part = size // self.count
+        return slice(self.index * part, (self.index + 1) * part)
+
+
+WHOLE = Share()
+
+
+class Part(Protocol):
+    """The training or the test part of a data set, as the loop sees it.
+
+    Images are uint8 (N, C, H, W), labels int64 (N,), on ``device``. The same generator state gives
+    the same batches, whoever asks for which share of them.
+    """
+
+    @property
+    def device(self) -> torch.device:
+        """Where batches lie."""
+
+    def __len__(self) -> int: ...
+
+    def training_batches(
+        self,
+        size: int,
+        augmentation: Augmentation,
+        generator: torch.Generator,
+        share: Share = WHOLE,
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """One epoch in random order; what does not fill a batch waits for another epoch."""
+
+    def batches(self, size: int = 500, share: Share = WHOLE) -> Iterator[tuple[Tensor, Tensor]]:
+        """Every image of the share once, as it is tested."""
+
+
+@dataclass(frozen=True, slots=True)
 class Split:
-    """Images uint8 (N, C, H, W) and labels int64 (N,), as tensors on one device."""
+    """A `Part` in memory: images uint8 (N, C, H, W) and labels int64 (N,) on one device."""
 
     images: Tensor
     labels: Tensor
+
+    @property
+    def device(self) -> torch.device:
+        return self.images.device
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def training_batches(
-        self, size: int, augmentation: Augmentation, generator: torch.Generator
+        self,
+        size: int,
+        augmentation: Augmentation,
+        generator: torch.Generator,
+        share: Share = WHOLE,
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """One epoch in random order; what does not fill a batch waits for another epoch."""
+        """One epoch in random order; what does not fill a batch waits for another epoch.
+
+        Every process augments the whole batch and keeps its share: that costs little beside a
+        training step, and needs no second rule for who draws which random number.
+        """
         size = min(size, len(self))
+        mine = share.of(size)
         order = torch.randperm(len(self), generator=generator, device=generator.device)
         for first in range(0, len(self) - size + 1, size):
             chosen = order[first : first + size]
-            yield augment(self.images[chosen], augmentation, generator), self.labels[chosen]
+            images = augment(self.images[chosen], augmentation, generator)
+            yield images[mine], self.labels[chosen[mine]]
 
-    def batches(self, size: int = 500) -> Iterator[tuple[Tensor, Tensor]]:
-        """Every image once, in order, as it is."""
-        yield from zip(torch.split(self.images, size), torch.split(self.labels, size), strict=True)
+    def batches(self, size: int = 500, share: Share = WHOLE) -> Iterator[tuple[Tensor, Tensor]]:
+        """Every image of the share once, in order, as it is."""
+        images, labels = (part[share.index :: share.count] for part in (self.images, self.labels))
+        yield from zip(torch.split(images, size), torch.split(labels, size), strict=True)
 
 
-def splits(dataset: Dataset, device: torch.device) -> tuple[Split, Split]:
+def splits(dataset: ImageSet, device: torch.device) -> tuple[Split, Split]:
     """The training and the test part of a data set."""
     return (
         _split(dataset.train_images, dataset.train_labels, device),

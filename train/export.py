@@ -1,13 +1,15 @@
 """Network to checkpoint and back; docs/checkpoint.md is the contract.
 
 `checkpoint_of` and `network_of` are inverse but for what one bit forgets: of a full-precision
-weight only its sign is kept, so `network_of` returns ``scale * sign``.
+weight only its sign is kept, so `network_of` returns ``scale * sign``. A binary weight network
+comes back as a 1-bit one with the scales that it ended with.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import asdict, fields
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,20 +17,23 @@ import torch
 from torch import Tensor, nn
 
 from compiler.arith import sign
-from compiler.checkpoint import Checkpoint, Tensors, validate
+from compiler.checkpoint import Checkpoint, Tensors, load, validate
 from compiler.checkpoint import Network as Description
 from compiler.checkpoint import Quantiser as Steps
-from compiler.errors import CheckpointError
+from compiler.errors import CheckpointError, SignumError
 from train.network import Architecture, Convolution, Network
 from train.quantiser import verify_alignment
+from train.state import read_plain, replace_file
 
 
 def checkpoint_of(network: Network, training: Mapping[str, Any]) -> Checkpoint:
     """Describe a network as it stands: its signs, its running moments, its steps.
 
-    ``training`` is free text and numbers for the reader of the file. Raises `CheckpointError`
-    for values that are not finite and for steps that break the alignment rule.
+    ``training`` is free text and numbers for the reader of the file. Raises `CheckpointError` for
+    a network that the format has no words for (naming what), for values that are not finite, and
+    for steps that break the alignment rule.
     """
+    description = network.architecture.description
     tensors: Tensors = {}
     for name, layer in network.named_modules():
         if isinstance(layer, Convolution):
@@ -40,7 +45,6 @@ def checkpoint_of(network: Network, training: Mapping[str, Any]) -> Checkpoint:
     if steps is not None and bits is not None:
         verify_alignment(steps, network.addends)
         quantiser = Steps(bits, steps)
-    description = network.architecture.description
     return validate(Checkpoint(description, tensors, quantiser, dict(training)))
 
 
@@ -63,25 +67,67 @@ def network_of(checkpoint: Checkpoint) -> Network:
     return network.eval()
 
 
-_SHARED_FIELDS = [f for f in fields(Description) if f.name != "family"]
+NETWORK_FORMAT = "signum-network 1"
+
+
+def save_network(path: Path, network: Network, training: Mapping[str, Any]) -> None:
+    """Write any network, also one that a checkpoint cannot express, for the trainer alone."""
+    document = {
+        "format": NETWORK_FORMAT,
+        "architecture": {**asdict(network.architecture), "input": list(network.architecture.input)},
+        "steps": network.steps,
+        "values": network.state_dict(),
+        "training": dict(training),
+    }
+    replace_file(path, document)
+
+
+def read_network(path: Path) -> Network:
+    """The network of a checkpoint, or of a file by `save_network`, in evaluation mode.
+
+    What is not of the trainer's own format is left to `compiler.checkpoint.load`, published
+    networks and errors included. Nothing in a file is run.
+    """
+    try:
+        document = read_plain(path)
+    except CheckpointError:
+        document = {}
+    if document.get("format") != NETWORK_FORMAT:
+        return network_of(load(path))
+    try:
+        values = document["architecture"]
+        network = Network(Architecture(**values | {"input": tuple(values["input"])}))
+        network.load_state_dict(document["values"])
+        network.steps = document["steps"]
+    except (KeyError, TypeError, RuntimeError, SignumError) as error:
+        raise CheckpointError(f"{path} must be a '{NETWORK_FORMAT}': {error}") from error
+    return network.eval()
+
+
+_SHARED_FIELDS = fields(Description)
 
 
 def _weights(layer: Convolution) -> Tensors:
     weight = _array(layer.weight)
-    if layer.scale is None:
+    scale = layer.current_scale()
+    if scale is None:
         return {"weight": weight}
-    return {"weight": sign(weight), "scale": np.array(layer.scale, dtype=np.float64)}
+    if isinstance(scale, Tensor):
+        return {"weight": sign(weight), "scale": scale.cpu().double().numpy()}
+    return {"weight": sign(weight), "scale": np.array(scale, dtype=np.float64)}
 
 
 def _set_weights(layer: Convolution, name: str, tensors: Tensors) -> None:
-    """Take over the weights, and the scale even where it is not the paper's."""
+    """Take over the weights, and the scale even where it is not the paper's.
+
+    One that is not is kept as a tensor: it belongs to a network whose steps were not aligned.
+    """
     weight = torch.from_numpy(tensors[f"{name}.weight"]).float()
     if layer.scale is not None:
-        scale = tensors[f"{name}.scale"]
-        if scale.ndim:
-            raise CheckpointError(f"tensor {name}.scale must be one number, not {scale.shape}")
-        layer.scale = float(scale)
-        weight = weight * layer.scale
+        scale = torch.from_numpy(tensors[f"{name}.scale"])
+        if scale.ndim or float(scale) != layer.scale:
+            layer.scale = scale
+        weight = weight * scale.float().reshape(-1, 1, 1, 1)
     layer.weight.data.copy_(weight)
 
 

@@ -6,6 +6,9 @@ gradient is straight through where x lies inside the clipping range and zero out
 Two rules tie steps together (docs/checkpoint.md): the addends of the residual stream of stage s
 are ``scale * step = unit(s) * 2**j``, and ``unit(s+1) = unit(s) / 9 * 2**n``. Modulo powers of two
 one number is left to choose for the whole network, `choose_steps` chooses it.
+
+A shifted ReLU, ``max(-1, x)``, is quantised so that -1 is ``q = 0`` and 0 is the whole number
+``zero = 1 / step``: the padding of the next convolution.
 """
 
 from __future__ import annotations
@@ -64,20 +67,27 @@ class Quantiser(nn.Module):
     bits : int
         Width of q.
     signed : bool
-        q in ``-2**(bits-1) .. 2**(bits-1) - 1``, else ``0 .. 2**bits - 1``.
+        Values ``-2**(bits-1) * step .. (2**(bits-1) - 1) * step``, else from 0 upwards.
+    shifted : bool
+        The ReLU is ``max(-1, x)``, the values are from -1 upwards.
     """
 
-    def __init__(self, bits: int, signed: bool = False) -> None:
+    def __init__(self, bits: int, signed: bool = False, shifted: bool = False) -> None:
         super().__init__()
-        self.signed = signed
-        self.low = -(1 << (bits - 1)) if signed else 0
-        self.high = self.low + (1 << bits) - 1
+        self.bits, self.signed, self.shifted = bits, signed, shifted
         self.step: float | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         if self.step is not None:
-            return fake_quantise(x, self.step, self.low, self.high)
+            return fake_quantise(x, self.step, *self.range(self.step))
+        if self.shifted:
+            return x.clamp(min=-1)
         return x if self.signed else torch.relu(x)
+
+    def range(self, step: float) -> tuple[int, int]:
+        """Lowest and highest value, in steps."""
+        zero = round(1 / step) if self.shifted else 1 << (self.bits - 1) if self.signed else 0
+        return -zero, (1 << self.bits) - 1 - zero
 
 
 class Input(Quantiser):
@@ -101,22 +111,27 @@ class Addend:
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """What the choice of one quantiser's step depends on: values that enter it, range of q."""
+    """What the choice of one step depends on: the quantiser, and the values that enter it."""
 
     values: Tensor
-    low: int
-    high: int
+    quantiser: Quantiser
 
     def error(self, step: float) -> float:
         """Squared error of the quantised values, relative to their power after the ReLU."""
-        wanted = self.values if self.low < 0 else torch.relu(self.values)
-        got = (self.values / step + 0.5).floor().clamp(self.low, self.high) * step
+        lowest = -math.inf if self.quantiser.signed else -1 if self.quantiser.shifted else 0
+        wanted = self.values.clamp(min=lowest)
+        low, high = self.quantiser.range(step)
+        got = (self.values / step + 0.5).floor().clamp(low, high) * step
         return float((got - wanted).square().sum() / wanted.square().sum().clamp(min=1e-12))
 
     def best_step(self) -> float:
-        """The step of least error, to 2**(1/GRID)."""
+        """The step of least error: to 2**(1/GRID), or one over a whole number where shifted."""
+        levels = 1 << self.quantiser.bits
+        if self.quantiser.shifted:
+            return min((1 / zero for zero in range(1, levels)), key=self.error)
         reach = max(float(self.values.abs().max()), 1e-6)
-        finest = math.log2(reach / max(-self.low, self.high)) - 4
+        low, high = self.quantiser.range(1.0)
+        finest = math.log2(reach / max(-low, high)) - 4
         grid = (2.0 ** (finest + k / GRID) for k in range(GRID * 6))
         best: float = min(grid, key=self.error)
         return best
@@ -156,7 +171,7 @@ def observe(network: nn.Module, batches: Iterable[Tensor]) -> dict[str, Site]:
             hook.remove()
         for name, q in found.items():
             q.step = steps[name]
-    return {name: Site(torch.cat(seen[name]), q.low, q.high) for name, q in found.items()}
+    return {name: Site(torch.cat(seen[name]), q) for name, q in found.items()}
 
 
 def choose_steps(sites: Mapping[str, Site], addends: Mapping[str, Addend]) -> dict[str, float]:
@@ -190,10 +205,11 @@ def verify_alignment(steps: Mapping[str, float], addends: Mapping[str, Addend]) 
         name: addend.scale * steps[name] * POOL_DIVISOR ** (addend.stage - 1)
         for name, addend in addends.items()
     }
+    first = next(iter(units), "")
     for name, unit in units.items():
-        if alignment_shift(1.0, unit, units["input"]) is None:
+        if alignment_shift(1.0, unit, units[first]) is None:
             raise CheckpointError(
-                f"step of {name} must be aligned with that of the input, not {steps[name]!r}"
+                f"step of {name} must be aligned with that of the {first}, not {steps[name]!r}"
             )
 
 

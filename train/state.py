@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,37 +19,57 @@ from compiler.errors import CheckpointError, UsageError
 STATE = "state.pt"
 RESULTS = "results.jsonl"
 
-FORMAT = "signum-training-state 1"
+FORMAT = "signum-training-state 2"
 
-UNREADABLE = (OSError, EOFError, RuntimeError, KeyError, ValueError, pickle.UnpicklingError)
-"""What `torch.load` raises on files that are something else."""
+MAY_DIFFER = ("epochs", "execution")
+"""Settings of a job that a resumed run may have otherwise."""
+
+
+def replace_file(path: Path, document: Mapping[str, Any]) -> None:
+    """Write plain values and tensors, whole or not at all."""
+    part = path.with_name(path.name + ".part")
+    with part.open("wb") as file:
+        torch.save(dict(document), file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(part, path)
+
+
+def read_plain(path: Path) -> dict[str, Any]:
+    """The dictionary in a file of `torch.save`; nothing in it is run.
+
+    Raises `CheckpointError` for anything else.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"checkpoint must be a file, and there is none at {path}")
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises a dozen kinds for damaged files
+        raise CheckpointError(f"{path} must be a whole torch file of plain data") from error
+    return found if isinstance(found, dict) else {}
 
 
 def save_state(out: Path, job: Mapping[str, Any], epoch: int, values: Mapping[str, Any]) -> None:
     """Replace the folder's state: ``epoch`` epochs of ``job`` are done."""
-    part = out / (STATE + ".part")
-    with part.open("wb") as file:
-        torch.save({"format": FORMAT, "job": job, "epoch": epoch, **values}, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(part, out / STATE)
+    replace_file(out / STATE, {"format": FORMAT, "job": job, "epoch": epoch, **values})
 
 
 def load_state(out: Path, job: Mapping[str, Any]) -> dict[str, Any] | None:
     """The state in the folder, or None where there is none.
 
-    Raises `UsageError` where it is another job's (the number of epochs may differ: the schedule
-    does not depend on it, so a finished run may be prolonged), `CheckpointError` for other files.
+    Raises `UsageError` where it is another job's, `CheckpointError` for other files. Two things may
+    differ: the number of epochs, on which the schedule does not depend, so that a finished run may
+    be prolonged; and how it is computed, so that a run may go on on another machine.
     """
     path = out / STATE
     if not path.exists():
         return None
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except UNREADABLE as error:
-        raise CheckpointError(f"{path} must be a state of training: {error}") from error
-    if not isinstance(state, dict) or state.get("format") != FORMAT:
-        raise CheckpointError(f"{path} must be a '{FORMAT}'")
+    state = read_plain(path)
+    if state.get("format") != FORMAT:
+        raise CheckpointError(
+            f"{path} must be a '{FORMAT}'",
+            hint="it is damaged, or of another release: delete the folder to start afresh",
+        )
     if difference := _difference(state["job"], job):
         raise UsageError(
             f"{path} belongs to a run with {difference}",
@@ -80,11 +99,13 @@ def drop_results_after(out: Path, epoch: int) -> None:
 
 
 def _difference(old: Mapping[str, Any], new: Mapping[str, Any], path: str = "") -> str:
-    """The first setting but ``epochs`` in which two jobs differ, or an empty string."""
+    """The first setting in which two jobs differ, but for `MAY_DIFFER`, or an empty string."""
     for key, value in new.items():
+        if key in MAY_DIFFER:
+            continue
         if isinstance(value, dict) and isinstance(old.get(key), dict):
             if found := _difference(old[key], value, f"{path}{key}."):
                 return found
-        elif key != "epochs" and old.get(key) != value:
+        elif old.get(key) != value:
             return f"{path}{key} = {old.get(key)!r}, not {value!r}"
     return ""

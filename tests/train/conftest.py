@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from compiler.datasets import Dataset
+from tests.train import small
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -22,9 +24,17 @@ def one_thread() -> Iterator[None]:
 @pytest.fixture
 def tiny() -> Dataset:
     """Three classes of 8x8 noise, told apart by which third of the rows is bright."""
-    rng = np.random.default_rng(7)
-    labels = (np.arange(120) % 3).astype(np.uint8)
-    images = rng.integers(0, 100, (120, 1, 8, 8), dtype=np.uint8)
-    for image, label in zip(images, labels, strict=True):
-        image[0, 3 * label : 3 * label + 2] += 120
-    return Dataset("digits", images, labels, images[:30], labels[:30], ("a", "b", "c"))
+    return small.dataset()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Two classes; 3 + 2 training pictures, 1 + 1 for validation, lossless, of several shapes."""
+    shapes = iter([(40, 30), (30, 40), (32, 32), (64, 24), (25, 25), (48, 36), (36, 48)])
+    for part, counts in (("train", (3, 2)), ("val", (1, 1))):
+        for name, count in zip(("n01", "n02"), counts, strict=True):
+            place = tmp_path / part / name
+            place.mkdir(parents=True)
+            for i in range(count):
+                Image.fromarray(small.ramp(*next(shapes))).save(place / f"{i}.JPEG", format="PNG")
+    return tmp_path

@@ -82,7 +82,7 @@ def reference(checkpoint: dict[str, Any], images: NDArray[np.uint8]) -> Float:
             bits = np.unpackbits(weight)
             assert not bits[math.prod(shape) :].any()
             signs = 2.0 * bits[: math.prod(shape)].reshape(shape) - 1
-            weight = signs * tensors[f"{name}.scale"]
+            weight = signs * tensors[f"{name}.scale"].reshape(-1, 1, 1, 1)
         taps = windows(padded(x, stride, net["padding"], kernel), kernel, stride)
         return np.einsum("nchwij,ocij->nohw", taps, weight.astype(float))
 
@@ -134,6 +134,8 @@ def reference(checkpoint: dict[str, Any], images: NDArray[np.uint8]) -> Float:
         {"batch_norm": "learned", "epsilon": 1e-3},
         {"input_relu": True},
         {"skip": False},
+        {"weights": "bwn-channel"},
+        {"weights": "bwn-layer", "batch_norm": "learned"},
     ],
     ids=str,
 )
@@ -213,11 +215,37 @@ def test_diverged_networks_are_refused() -> None:
         checkpoint_of(network, {})
 
 
-def test_a_scale_for_each_channel_is_refused() -> None:
-    checkpoint = checkpoint_of(trained(), {})
-    checkpoint.tensors["conv0.scale"] = np.full(8, 0.5)
-    with pytest.raises(CheckpointError, match=r"conv0.scale must be one number, not \(8,\)"):
-        network_of(checkpoint)
+@pytest.mark.parametrize(("weights", "shape"), [("bwn-channel", (4,)), ("bwn-layer", ())])
+def test_binary_weight_networks_keep_the_scales_they_ended_with(
+    weights: str, shape: tuple[int, ...], tmp_path: Path
+) -> None:
+    network = trained(weights=weights, width=0.25)
+    layer = network.get_submodule("stage1.block1.conv1")
+    magnitude = np.abs(layer.weight.detach().numpy().astype(float))
+    save(tmp_path / "x.pt", checkpoint_of(network, {}))
+    tensors = load(tmp_path / "x.pt").tensors
+    scale = tensors["stage1.block1.conv1.scale"]
+    assert scale.shape == shape
+    np.testing.assert_allclose(scale, magnitude.mean(axis=(1, 2, 3) if shape else None), rtol=1e-6)
+    again = checkpoint_of(network_of(load(tmp_path / "x.pt")), {}).tensors
+    for name in tensors:
+        assert np.array_equal(again[name], tensors[name]), name
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"batch_norm": "none"}, "a checkpoint cannot express batch_norm = 'none'"),
+        (
+            {"family": "wrn-imagenet", "depth": 10, "width": 0.05, "size": (32, 32)},
+            "a checkpoint cannot express family = 'wrn-imagenet'",
+        ),
+    ],
+    ids=["shifted", "imagenet"],
+)
+def test_what_the_format_cannot_express_is_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(CheckpointError, match=message):
+        checkpoint_of(trained(**changes), {})
 
 
 def test_the_zoos_digits_are_as_good_as_their_card_says() -> None:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -13,32 +16,19 @@ import numpy as np
 import pytest
 import torch
 
-from compiler import datasets
 from compiler.checkpoint import load
 from compiler.datasets import Dataset
 from compiler.errors import CheckpointError, DataError, UsageError
+from tests.conftest import ROOT
+from tests.train.small import job
+from train import datasets
 from train.__main__ import main
 from train.data import Augmentation, splits
-from train.loop import (
-    Job,
-    Progress,
-    Recipe,
-    cycle_of,
-    deploy,
-    learning_rate,
-    recompute_moments,
-    train,
-)
+from train.loop import Progress, deploy, recompute_moments, train
 from train.network import Architecture, Network
+from train.recipe import Execution, Job, Recipe, cycle_of, ends_cycle, learning_rate
 
 CPU = torch.device("cpu")
-
-
-def job(**changes: Any) -> Job:
-    architecture = Architecture(8, 0.25, 3, (1, 8, 8), activation_bits=4)
-    augmentation = Augmentation(flip=True, pad=1, cutout=2)
-    recipe = Recipe(epochs=4, batch=25, quantise_from=1, seed=3, augmentation=augmentation)
-    return Job("digits", architecture, replace(recipe, **changes))
 
 
 @pytest.fixture(autouse=True)
@@ -76,6 +66,20 @@ def test_learning_rate(epochs: float, rate: float) -> None:
     assert learning_rate(epochs, Recipe(epochs=254)) == pytest.approx(rate, rel=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("epochs", "rate"),
+    [(0, 0.1), (84.99, 0.1), (85, 0.01), (169.99, 0.01), (170, 0.001), (253.9, 0.001)],
+)
+def test_learning_rate_in_steps(epochs: float, rate: float) -> None:
+    assert learning_rate(epochs, Recipe(254, schedule="steps")) == pytest.approx(rate)
+
+
+def test_what_is_kept_after_which_epoch() -> None:
+    restarts, steps = Recipe(epochs=20), Recipe(epochs=20, schedule="steps")
+    assert [n for n in range(1, 21) if ends_cycle(n, restarts)] == [2, 6, 14, 20]
+    assert [n for n in range(1, 21) if ends_cycle(n, steps)] == [20]
+
+
 def test_every_step_has_its_rate(
     tiny: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -93,7 +97,14 @@ def test_every_step_has_its_rate(
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"epochs": 0}, {"batch": 0}, {"final_rate": 1.0}, {"quantise_from": 2}]
+    "wrong",
+    [
+        {"epochs": 0},
+        {"batch": 0},
+        {"final_rate": 1.0},
+        {"quantise_from": 2},
+        {"schedule": "linear"},
+    ],
 )
 def test_illegal_recipes(wrong: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match="must be"):
@@ -138,10 +149,23 @@ def test_deploying_leaves_the_network_alone(tiny: Dataset, tmp_path: Path) -> No
     network = Network(job().architecture)
     before = {name: value.clone() for name, value in network.state_dict().items()}
     data = splits(tiny, CPU)
-    deploy(job(), network, data, tmp_path / "x.pt", {"epoch": 1})
+    deploy(job(), network, data, tmp_path, {"epoch": 1})
     assert_same(dict(network.state_dict()), before)
-    exported = load(tmp_path / "x.pt").tensors["input.bn.mean"]
+    exported = load(tmp_path / "checkpoint.pt").tensors["input.bn.mean"]
     assert not np.array_equal(exported, before["input.bn.running_mean"].numpy())
+
+
+def test_deployed_moments_are_of_the_augmented_training_set(tiny: Dataset, tmp_path: Path) -> None:
+    """All batches of an epoch as training shows them, by hand, for the input's batch norm."""
+    training, _ = splits(tiny, CPU)
+    deploy(job(), Network(job().architecture), splits(tiny, CPU), tmp_path, {"epoch": 1})
+    generator = torch.Generator().manual_seed(3)
+    shown = list(training.training_batches(25, job().recipe.augmentation, generator))
+    means = [float(images.double().mean()) for images, _ in shown]
+    variances = [float(images.double().var()) for images, _ in shown]
+    tensors = load(tmp_path / "checkpoint.pt").tensors
+    np.testing.assert_allclose(tensors["input.bn.mean"], np.mean(means), rtol=1e-5)
+    np.testing.assert_allclose(tensors["input.bn.variance"], np.mean(variances), rtol=1e-5)
 
 
 # -- resume ----------------------------------------------------------------------------------------
@@ -151,9 +175,9 @@ class KilledError(Exception):
     """Stands for a kill at a chosen moment."""
 
 
-def killed_at(time: float) -> Progress:
+def killed_at(moment: float) -> Progress:
     def step(epochs: float) -> None:
-        if epochs >= time:
+        if epochs >= moment:
             raise KilledError
 
     return Progress(step=step)
@@ -184,10 +208,10 @@ def assert_same(a: Any, b: Any) -> None:
 def test_resume_is_exact(kills: tuple[float, ...], tiny: Dataset, tmp_path: Path) -> None:
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     run(job(), tiny, whole)
-    for time in kills:
+    for moment in kills:
         with pytest.raises(KilledError):
-            run(job(), tiny, broken, killed_at(time))
-        torch.manual_seed(int(time * 100))  # nothing may hang on the global generator
+            run(job(), tiny, broken, killed_at(moment))
+        torch.manual_seed(int(moment * 100))  # nothing may hang on the global generator
     run(job(), tiny, broken)
     assert_same(torch.load(whole / "state.pt"), torch.load(broken / "state.pt"))
     assert_same(torch.load(whole / "checkpoint.pt"), torch.load(broken / "checkpoint.pt"))
@@ -213,6 +237,14 @@ def test_a_finished_run_can_be_prolonged(tiny: Dataset, tmp_path: Path) -> None:
     assert_same(a, b)
 
 
+def test_a_run_may_go_on_computed_otherwise(tiny: Dataset, tmp_path: Path) -> None:
+    run(job(epochs=1, quantise_from=0), tiny, tmp_path)
+    run(job(epochs=2, quantise_from=0, execution=Execution(channels_last=False)), tiny, tmp_path)
+    assert [r["epoch"] for r in without_seconds(tmp_path)] == [1, 2]
+    sessions = json.loads((tmp_path / "run.json").read_text())["sessions"]
+    assert [s["execution"]["channels_last"] for s in sessions] == [True, False]
+
+
 def test_another_jobs_state_is_refused(tiny: Dataset, tmp_path: Path) -> None:
     run(job(epochs=2), tiny, tmp_path)
     with pytest.raises(UsageError, match=r"recipe.seed = 3, not 4") as caught:
@@ -222,10 +254,10 @@ def test_another_jobs_state_is_refused(tiny: Dataset, tmp_path: Path) -> None:
 
 def test_a_damaged_state_is_refused(tiny: Dataset, tmp_path: Path) -> None:
     (tmp_path / "state.pt").write_bytes(b"junk" * 100)
-    with pytest.raises(CheckpointError, match=r"state.pt must be a state of training"):
+    with pytest.raises(CheckpointError, match=r"state.pt must be a whole torch file"):
         run(job(), tiny, tmp_path)
     torch.save({"format": "another"}, tmp_path / "state.pt")
-    with pytest.raises(CheckpointError, match=r"must be a 'signum-training-state 1'"):
+    with pytest.raises(CheckpointError, match=r"must be a 'signum-training-state 2'"):
         run(job(), tiny, tmp_path)
 
 
@@ -256,6 +288,30 @@ def test_seed_decides(tiny: Dataset, tmp_path: Path) -> None:
         run(job(epochs=2, seed=seed), tiny, tmp_path / name)
     a, b = (load(tmp_path / name / "checkpoint.pt").tensors for name in "ab")
     assert not np.array_equal(a["stage1.block1.conv1.weight"], b["stage1.block1.conv1.weight"])
+
+
+@pytest.mark.slow
+def test_resume_after_a_kill_by_the_system(tmp_path: Path) -> None:
+    """SIGKILL at three moments that nobody chose; then the same weights, bit for bit."""
+    flags = "--dataset digits --net 8-0.25 --activation-bits 4 --epochs 6 --device cpu --threads 1"
+    command = [sys.executable, "-m", "train", *flags.split(), "--out"]
+    subprocess.run([*command, str(tmp_path / "whole")], cwd=ROOT, check=True, capture_output=True)
+    lines = tmp_path / "broken" / "results.jsonl"
+    for epochs in (1, 2, 4):
+        with subprocess.Popen(
+            [*command, str(tmp_path / "broken")], cwd=ROOT, stdout=-3, stderr=-3
+        ) as process:
+            while process.poll() is None and (
+                not lines.exists() or lines.read_text().count("\n") < epochs
+            ):
+                time.sleep(0.02)
+            time.sleep(0.1 * epochs)
+            process.kill()
+    subprocess.run([*command, str(tmp_path / "broken")], cwd=ROOT, check=True, capture_output=True)
+    for name in ("state.pt", "checkpoint.pt"):
+        whole, broken = (torch.load(tmp_path / run / name) for run in ("whole", "broken"))
+        assert_same(whole, broken)
+    assert without_seconds(tmp_path / "whole") == without_seconds(tmp_path / "broken")
 
 
 # -- a run as a whole ------------------------------------------------------------------------------

@@ -30,19 +30,53 @@ def formula(depth: int, k: int, inputs: int, classes: int) -> int:
 
 
 @pytest.mark.parametrize(
-    ("depth", "width", "millions"),
-    [(20, 1, "0.268"), (20, 2, "1.071"), (20, 4, "4.281"), (20, 10, "26.737"), (26, 10, "36.414")],
+    ("depth", "width", "classes", "count"),
+    [
+        (8, 1, 10, 74_800),
+        (14, 1, 10, 171_568),
+        (20, 1, 10, 268_336),
+        (20, 2, 10, 1_071_200),
+        # The networks of the paper's tables: CIFAR-10 and SVHN, CIFAR-100, ImageNet32.
+        (20, 4, 10, 4_280_512),
+        (20, 10, 10, 26_737_120),
+        (26, 10, 10, 36_413_920),
+        (20, 4, 100, 4_303_552),
+        (20, 10, 100, 26_794_720),
+        (26, 10, 100, 36_471_520),
+        (20, 20, 100, 107_042_240),
+        (20, 4, 1000, 4_533_952),
+        (20, 10, 1000, 27_370_720),
+        (20, 15, 1000, 61_100_880),
+        (26, 10, 1000, 37_047_520),
+    ],
 )
-def test_number_of_weights(depth: int, width: int, millions: str) -> None:
-    net = architecture(depth=depth, width=width, input=(3, 32, 32))
-    assert net.num_weights == formula(depth, width, 3, 10)
-    assert f"{net.num_weights / 1e6:.3f}" == millions
+def test_number_of_weights(depth: int, width: int, classes: int, count: int) -> None:
+    net = architecture(depth=depth, width=width, input=(3, 32, 32), classes=classes)
+    assert net.num_weights == formula(depth, width, 3, classes) == count
+    assert net.num_weights == sum(layer.num_weights for layer in layers(net.description))
+
+
+def imagenet(**changes: object) -> Architecture:
+    settings: dict[str, object] = {
+        "depth": 18, "width": 2.5, "classes": 1000, "input": (3, 224, 224),
+        "family": "wrn-imagenet",
+    }  # fmt: skip
+    return architecture(**(settings | changes))
+
+
+def test_number_of_weights_of_the_imagenet_form() -> None:
+    stages = sum(9 * (before * c + 3 * c * c) for before, c in ((160, 160), (160, 320)))
+    stages += sum(9 * (before * c + 3 * c * c) for before, c in ((320, 640), (640, 1280)))
+    assert imagenet().num_weights == 49 * 3 * 160 + stages + 1280 * 1000 == 69_962_720
+    small = imagenet(width=0.1, classes=7)
+    assert sum(p.numel() for p in Network(small).parameters()) == small.num_weights
 
 
 def test_parameters_are_the_weights() -> None:
     net = architecture(depth=14, width=0.5)
     assert sum(p.numel() for p in Network(net).parameters()) == net.num_weights
     assert [net.channels(s) for s in (1, 2, 3)] == [8, 16, 32]
+    assert [imagenet().channels(s) for s in (1, 2, 3, 4)] == [160, 320, 640, 1280]
     assert [architecture(width=1.3).channels(s) for s in (1, 2, 3)] == [21, 42, 83]
 
 
@@ -102,6 +136,83 @@ def test_weights_of_32_bits_are_used_as_they_are() -> None:
     torch.testing.assert_close(layer(x), F.conv2d(x, layer.weight))
 
 
+@pytest.mark.parametrize(("weights", "axes"), [("bwn-channel", (1, 2, 3)), ("bwn-layer", None)])
+def test_binary_weight_networks_scale_by_the_mean_magnitude(
+    weights: str, axes: tuple[int, ...] | None
+) -> None:
+    layer = Convolution(3, 5, 3, 1, architecture(weights=weights))
+    with torch.no_grad():
+        layer.weight[1] *= 7
+        layer.weight[2, 0, 0, 0] = 0
+    w = layer.weight.detach().numpy()
+    scale = np.abs(w).mean(axis=axes, keepdims=True)
+    x, seed = torch.randn(2, 3, 6, 6), torch.randn(2, 5, 6, 6)
+    binary = torch.from_numpy(arith.sign(w) * scale).float().requires_grad_()
+    torch.testing.assert_close(layer(x), F.conv2d(x, binary, padding=1))
+    layer(x).backward(seed)
+    F.conv2d(x, binary, padding=1).backward(seed)
+    assert layer.weight.grad is not None
+    torch.testing.assert_close(layer.weight.grad, binary.grad)  # straight through, scale and all
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        {"weights": "bwn-channel"},
+        {"weights": "bwn-layer"},
+        {"weights": "32bit"},
+        {"skip": False},
+        {"batch_norm": "none"},
+    ],
+    ids=str,
+)
+def test_only_the_papers_form_has_steps_to_align(form: dict[str, object]) -> None:
+    assert Network(architecture(**form)).addends == {}
+    assert len(Network(architecture()).addends) == 4
+
+
+def test_shifted_relu_stands_for_batch_norm_and_relu() -> None:
+    network = Network(architecture(batch_norm="none")).eval()
+    norms = [n for n, m in network.named_modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    assert norms == ["input.bn"] and network.input.bn.affine
+    block = network.get_submodule("stage1.block1")
+    x = torch.randn(2, 16, 5, 5) * 3
+    hidden = F.conv2d(x.clamp(min=-1), block.conv1.effective_weight(), padding=1)
+    expected = x + F.conv2d(hidden.clamp(min=-1), block.conv2.effective_weight(), padding=1)
+    torch.testing.assert_close(block(x), expected)
+    last = torch.randn(2, 64, 3, 3)
+    scores = F.conv2d(last.clamp(min=-1), network.head.conv.effective_weight()).mean((2, 3))
+    torch.testing.assert_close(network.head(last), scores)
+
+
+def test_imagenet_form() -> None:
+    network = Network(imagenet(width=0.125, classes=7, input=(3, 64, 64))).eval()
+    names = [n for n, m in network.named_modules() if isinstance(m, Convolution)]
+    blocks = [f"stage{s}.block{k}" for s in (1, 2, 3, 4) for k in (1, 2)]
+    assert names == ["conv0", *(f"{b}.conv{i}" for b in blocks for i in (1, 2)), "head.conv"]
+    shapes = {}
+    for name in ("conv0", "stem", "stage1", "stage2", "stage3", "stage4"):
+        network.get_submodule(name).register_forward_hook(
+            lambda m, i, o, name=name: shapes.update({name: tuple(o.shape[1:])})
+        )
+    assert network(torch.zeros(2, 3, 64, 64, dtype=torch.uint8)).shape == (2, 7)
+    assert shapes == {
+        "conv0": (8, 32, 32), "stem": (8, 16, 16), "stage1": (8, 16, 16),
+        "stage2": (16, 8, 8), "stage3": (32, 4, 4), "stage4": (64, 2, 2),
+    }  # fmt: skip
+    x = torch.randn(2, 8, 7, 6)
+    norm = F.batch_norm(x, network.stem.bn.running_mean, network.stem.bn.running_var)
+    torch.testing.assert_close(network.stem(x), F.max_pool2d(norm.relu(), 3, 2, 1))
+
+
+def test_the_imagenet_forms_stream_begins_behind_the_stem() -> None:
+    network = Network(imagenet(width=0.125))
+    addends = network.addends
+    assert next(iter(addends)) == "stem.relu" and addends["stem.relu"].scale == 1.0
+    assert "input" not in addends and len(addends) == 1 + 8
+    assert addends["stage4.block2.relu2"].stage == 4
+
+
 @pytest.mark.parametrize(
     ("batch_norm", "input_relu", "learned"),
     [("fixed", False, []), ("fixed", True, ["input.bn"]), ("learned", False, None)],
@@ -118,9 +229,7 @@ def test_which_batch_norms_learn(
 
 def test_skip_averages_and_appends_zero_channels() -> None:
     x = torch.ones(1, 2, 4, 4)
-    torch_, matlab, keras = (
-        architecture(padding=p).description for p in ("torch", "matlab", "keras")
-    )
+    torch_, matlab, keras = (architecture(padding=p) for p in ("torch", "matlab", "keras"))
     counted, not_counted = shrink(x, 3, torch_), shrink(x, 3, matlab)
     assert counted[0, 0].flatten().tolist() == pytest.approx([4 / 9, 6 / 9, 6 / 9, 1])
     assert not_counted[0, :2].flatten().tolist() == [1.0] * 8
@@ -159,7 +268,10 @@ def test_plain_network_has_no_skip_and_no_alignment() -> None:
         ({"depth": 10}, "depth must be 6n"),
         ({"depth": 2}, "depth must be 6n"),
         ({"width": 0}, "width must be a positive"),
-        ({"weights": "2bit"}, "weights must be one of 1bit, 32bit, not '2bit'"),
+        ({"weights": "2bit"}, "weights must be one of 1bit, 32bit, bwn-channel, bwn-layer, not"),
+        ({"batch_norm": "all"}, "batch_norm must be one of fixed, learned, none, not 'all'"),
+        ({"family": "vgg"}, "family must be one of wrn, wrn-imagenet, not 'vgg'"),
+        ({"family": "wrn-imagenet"}, "depth must be 8n"),
         ({"padding": "same"}, "padding must be one of torch, matlab, keras, not 'same'"),
         ({"activation_bits": 1}, "activation bits must be 2 .. 8, not 1"),
         ({"activation_bits": 9}, "activation bits must be 2 .. 8, not 9"),

@@ -52,13 +52,36 @@ def test_without_a_step_it_is_a_relu_or_nothing() -> None:
     assert torch.equal(Quantiser(8, signed=True)(x), x)
 
 
+@pytest.mark.parametrize(("bits", "zero"), [(2, 1), (3, 2), (4, 5), (8, 60)])
+def test_shifted_relu_counts_from_minus_one(bits: int, zero: int) -> None:
+    quantiser = Quantiser(bits, shifted=True)
+    x = torch.linspace(-3, 9, 1201, dtype=torch.float64)
+    assert torch.equal(quantiser(x), x.clamp(min=-1))
+    quantiser.step = 1 / zero
+    q = np.clip(np.floor((x.numpy() + 1) * zero + 0.5), 0, 2**bits - 1)
+    np.testing.assert_allclose(quantiser(x).numpy(), q / zero - 1, rtol=0, atol=1e-12)
+    assert float(quantiser(torch.zeros(1))) == 0  # what the next convolution pads with
+
+
+def test_shifted_steps_are_one_over_a_whole_number() -> None:
+    torch.manual_seed(0)
+    network = Network(Architecture(8, 1, 10, (1, 8, 8), batch_norm="none", activation_bits=3))
+    sites = observe(network.train(), [torch.randint(256, (40, 1, 8, 8), dtype=torch.uint8)])
+    steps = choose_steps(sites, network.addends)
+    for name in (n for n in steps if n != "input"):
+        zero = round(1 / steps[name])
+        assert 1 <= zero <= 7 and steps[name] == 1 / zero
+        errors = [sites[name].error(1 / z) for z in range(1, 8)]
+        assert errors[zero - 1] == min(errors)
+
+
 def test_best_step_of_a_gaussian() -> None:
     # The upper half of a uniform quantiser of 15 and of 31 levels with one at 0, on N(0, 1):
     # 0.3534 and 0.1933 (J. Max, "Quantizing for minimum distortion", 1960).
     probability = (torch.arange(8192, dtype=torch.float64) + 0.5) / 8192
     normal = torch.erfinv(2 * probability - 1) * math.sqrt(2)
-    assert Site(normal, 0, 7).best_step() == pytest.approx(0.3534, rel=0.02)
-    assert Site(normal, 0, 15).best_step() == pytest.approx(0.1933, rel=0.02)
+    assert Site(normal, Quantiser(3)).best_step() == pytest.approx(0.3534, rel=0.02)
+    assert Site(normal, Quantiser(4)).best_step() == pytest.approx(0.1933, rel=0.02)
 
 
 @pytest.mark.parametrize(("depth", "width", "bits"), [(8, 1, 4), (14, 1.5, 2), (20, 1, 3)])
@@ -114,7 +137,8 @@ def test_observed_are_the_values_before_each_relu() -> None:
     for name, site in sites.items():  # batch norm's output: mean 0, variance 1, negatives too
         assert float(site.values.mean()) == pytest.approx(0, abs=0.15), name
         assert float(site.values.var()) == pytest.approx(1, abs=0.2), name
-        assert (site.low, site.high) == ((-128, 127) if name == "input" else (0, 15))
+        assert site.quantiser is quantisers(network)[name]
+        assert site.quantiser.range(0.5) == ((-128, 127) if name == "input" else (0, 15))
 
 
 def test_free_steps_where_no_rule_binds() -> None:
