@@ -187,7 +187,7 @@ def test_refuses_to_start_where_nothing_is(refused):
 
 
 def test_refuses_an_image_that_leaves_no_room_for_maps(refused, tmp_path):
-    network = Network(14, 2.0, 10, (1, 8, 8))
+    network = Network(20, 2.0, 10, (1, 8, 8))
     code, said = refused(saved(tmp_path / "x.pt", network), "--activation-bits", "4")
     assert code == 1
     assert "words for maps and" in said
@@ -206,7 +206,7 @@ def test_refuses_activations_that_no_byte_is_full_of(refused, bits):
 
 
 def test_refuses_too_many_activations(refused, tmp_path):
-    network = Network(8, 4.0, 10, (1, 48, 48))
+    network = Network(8, 4.0, 10, (1, 40, 40))
     code, said = refused(saved(tmp_path / "x.pt", network), "--activation-bits", "4")
     assert code == 1
     assert "board 'icebreaker'" in said
