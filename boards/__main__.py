@@ -67,8 +67,11 @@ def list_command(options: argparse.Namespace, console: Console) -> None:  # noqa
 
 
 def flash_command(options: argparse.Namespace, console: Console) -> None:
-    """Write a bitstream, or print the commands that would."""
-    writes = flash.plan(find(options.board), options.bitstream, options.image)
+    """Write a bitstream and its network, or print the commands that would."""
+    bitstream = options.build / "top.bin" if options.build.is_dir() else options.build
+    image = options.image or bitstream.with_name("image.bin")
+    board = find(options.board)
+    writes = flash.plan(board, None if options.image_only else bitstream, image)
     if options.dry_run:
         for write in writes:
             sys.stdout.write(f"{write}\n")
@@ -152,10 +155,15 @@ def _parser() -> argparse.ArgumentParser:
     listing.add_argument("--json", action="store_true", help="for scripts")
     listing.set_defaults(command=list_command)
 
-    writing = commands.add_parser("flash", parents=[common], help="write a bitstream")
-    writing.add_argument("bitstream", type=Path, metavar="BITSTREAM")
+    writing = commands.add_parser("flash", parents=[common], help="write a bitstream and a network")
+    writing.add_argument("build", type=Path, metavar="BUILD", help="folder of a build, or top.bin")
     writing.add_argument("--board", required=True, help="see `list`")
-    writing.add_argument("--image", type=Path, help="network to write behind the bitstream")
+    writing.add_argument(
+        "--image", type=Path, metavar="FILE", help="network; default: image.bin beside top.bin"
+    )
+    writing.add_argument(
+        "--image-only", action="store_true", help="write the network, and leave the bitstream"
+    )
     writing.add_argument("--dry-run", action="store_true", help="print the commands only")
     writing.set_defaults(command=flash_command)
 

@@ -1,4 +1,8 @@
-"""From an Image to a board's bitstream: what fits, the Verilog, and the tools' steps."""
+"""From a geometry to a board's bitstream: what fits, the Verilog, and the tools' steps.
+
+A bitstream holds no network: it runs any Image of its geometry that lies in the board's flash. So
+nothing from `make_verilog` on depends on the network, and the next one finds it all done.
+"""
 
 from __future__ import annotations
 
@@ -26,18 +30,16 @@ from boards.toolchain import (
 )
 from compiler.errors import BuildError, CapacityError, UsageError
 from compiler.geometry import Geometry
-from compiler.image import Image
+from compiler.image import Image, check_room
 from compiler.program import Program
 from compiler.schedule import Schedule, schedule
 from compiler.stages import Result, Stages, file_digest, source_digest, write
+from hw.store import BITS as STORE_BITS
 from hw.top import Top
 from hw.uart import divisor_for
 
 STAGES = ("verilog", "synthesis", "routing", "bitstream")
 """The steps of this file, in order."""
-
-EBR_WORDS, EBR_BITS = 256, 16
-"""An iCE40 block RAM at its widest."""
 
 SPRAM_WORD = 64
 """Bits of the four single-port RAMs side by side: a word of activation memory."""
@@ -48,7 +50,7 @@ SPRAM_WORD = 64
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What is to be built, beside the network.
+    """What is to be built, whatever the network.
 
     Attributes
     ----------
@@ -69,9 +71,14 @@ class Plan:
     baud: int
     seeds: tuple[int, ...]
 
-    def top(self, image: Image) -> BoardTop:
+    def top(self) -> BoardTop:
         """The whole design."""
-        return BoardTop(self.board, lambda hz: Top(image, hz, self.baud, "spram"), self.wanted_hz)
+        offset = self.board.flash.image_offset
+        return BoardTop(
+            self.board,
+            lambda hz: Top(self.geometry, hz, self.baud, "spram", offset),
+            self.wanted_hz,
+        )
 
 
 def plan(
@@ -87,11 +94,17 @@ def plan(
     Raises
     ------
     UsageError
-        Lanes that no engine can have, a clock that the PLL cannot make, a bit rate that the clock
-        cannot be divided to.
+        Lanes that no engine can have, activations that a board's store cannot be laid beside, a
+        clock that the PLL cannot make, a bit rate that the clock cannot be divided to.
     """
     if seeds < 1:
         raise UsageError(f"seeds must be at least 1, not {seeds}")
+    if activation_bits not in STORE_BITS:
+        raise UsageError(
+            "activation_bits must be 2, 4 or 8 on a board, whose Image is written byte by byte to "
+            f"the memory of the activations, not {activation_bits}",
+            f"--activation-bits {next(b for b in STORE_BITS if b > activation_bits)}",
+        )
     wanted = clock_hz or board.clock_hz
     real = pll(board.clock_mhz * 1e6, wanted).output_hz
     rate = baud or board.baud
@@ -120,16 +133,28 @@ def geometry_for(
     """A geometry with other lanes and activations of another width.
 
     A word of activation memory stays within what the memory blocks give in one cycle: lanes of up
-    to four bits stand in nibbles, wider ones in bytes.
+    to four bits stand in nibbles, wider ones in bytes. A word of the Image fits it, and fills a
+    step of weights in whole parts.
     """
     nibbles = -(-activation_bits // 4)
     across = min(default.word_channels, SPRAM_WORD // (4 * nibbles))
-    given = {}
-    if lanes is not None:
-        names = ("input_lanes", "output_lanes", "pixel_lanes")
-        given = dict(zip(names, lanes, strict=True))
+    inputs, outputs, pixels = lanes or (
+        min(default.input_lanes, across),
+        default.output_lanes,
+        default.pixel_lanes,
+    )
+    weights = inputs * outputs
+    fitting = (n for n in (64, 32, 16) if n <= across * activation_bits and weights % n == 0)
     try:
-        return replace(default, activation_bits=activation_bits, word_channels=across, **given)
+        return replace(
+            default,
+            input_lanes=inputs,
+            output_lanes=outputs,
+            pixel_lanes=pixels,
+            activation_bits=activation_bits,
+            word_channels=across,
+            stream_bits=next(fitting, 8),
+        )
     except ValueError as error:
         shown = "x".join(map(str, lanes)) if lanes else "the board's"
         usual = f"{default.input_lanes}x{default.output_lanes}x{default.pixel_lanes}"
@@ -145,37 +170,6 @@ def lanes_name(geometry: Geometry) -> str:
 
 
 # -- what fits -------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class BlockRams:
-    """Block RAMs that a design will take, as far as they can be told before synthesis.
-
-    Attributes
-    ----------
-    image : int
-        For the Image's words.
-    engine : int
-        For the weights' ring and the parameters.
-    """
-
-    image: int
-    engine: int
-
-    @classmethod
-    def of(cls, geometry: Geometry, words: int) -> BlockRams:
-        """For an Image of ``words``."""
-        ring = _blocks(geometry.weight_depth, geometry.weight_bits)
-        params = _blocks(2 * geometry.output_lanes * geometry.param_words, geometry.stream_bits)
-        return cls(_blocks(words, geometry.stream_bits), ring + params)
-
-    @property
-    def total(self) -> int:
-        return self.image + self.engine
-
-
-def _blocks(depth: int, width: int) -> int:
-    return -(-depth // EBR_WORDS) * -(-width // EBR_BITS)
 
 
 def fit(program: Program, plan: Plan, smaller: Callable[[], str] = str) -> tuple[Schedule, Image]:
@@ -194,26 +188,13 @@ def fit(program: Program, plan: Plan, smaller: Callable[[], str] = str) -> tuple
     board = plan.board
     try:
         laid_out = schedule(program, plan.geometry)
+        image = Image.of(laid_out)
+        check_room(image, laid_out)
     except CapacityError as error:
         name = smaller()
         # Where a network of this size would fit, it is not its size.
         hint = error.hint if name == program.network else _advice(name)
         raise CapacityError(f"{error} (board {board.name!r})", hint) from error
-    image = Image.of(laid_out)
-    words = 0
-    budget = board.budget.bram
-    total = sum(len(section) for _, section in image.sections())
-    need = BlockRams.of(plan.geometry, total)
-    for number, (name, section) in enumerate(image.sections()):
-        words += len(section)
-        so_far = BlockRams.of(plan.geometry, words)
-        if so_far.total > budget:
-            raise CapacityError(
-                f"layer {number} ({name}): the network's Image needs {need.image} block RAMs, but "
-                f"board {board.name!r} has {budget - need.engine} beside the {need.engine} of the "
-                f"engine, and they are full at this layer",
-                _advice(smaller()),
-            )
     return laid_out, image
 
 
@@ -263,21 +244,18 @@ class Made:
     bitstream: Path
 
 
-def make_verilog(stages: Stages, plan: Plan, image: Image, found: dict[str, Tool]) -> Path:
-    """Write ``top.v`` and ``top.pcf``."""
+def make_verilog(stages: Stages, plan: Plan, found: dict[str, Tool]) -> Path:
+    """Write ``top.v`` and ``top.pcf``, the same for every network."""
     path = stages.folder / "top.v"
 
     def work() -> Result:
-        top = plan.top(image)
+        top = plan.top()
         write(path, top.verilog())
         write(stages.folder / "top.pcf", top.constraints())
         return {}
 
-    inputs = [
-        *(file_digest(stages.folder / "network.img"), plan),
-        *(found["yosys"].version, source_digest("compiler", "hw", "boards")),
-    ]
-    stages.run("verilog", inputs, ("top.v", "top.pcf"), work)
+    inputs = [plan, found["yosys"].version, source_digest("compiler", "hw", "boards")]
+    stages.run("verilog", inputs, ("top.v", "top.pcf"), work, share=True)
     return path
 
 
@@ -308,7 +286,9 @@ def make_bitstream(
         return asdict(netlist.cells)
 
     inputs = [file_digest(folder / "top.v"), chosen, board.speed, found["yosys"].version]
-    cells = Cells(**stages.run("synthesis", inputs, ("netlist.json", "netlist.v"), synthesise))
+    cells = Cells(
+        **stages.run("synthesis", inputs, ("netlist.json", "netlist.v"), synthesise, share=True)
+    )
     check_cells(cells, plan)
     netlist = Netlist(folder / "netlist.json", folder / "netlist.v", cells)
 
@@ -335,7 +315,7 @@ def make_bitstream(
         *(file_digest(netlist.json), file_digest(folder / "top.pcf"), plan.seeds),
         *(board.device, board.package, plan.clock_hz, found["nextpnr-ice40"].version),
     ]
-    result = stages.run("routing", inputs, ("top.asc",), route)
+    result = stages.run("routing", inputs, ("top.asc",), route, share=True)
     routing = _routing(folder, result)
 
     def pack() -> Result:
@@ -344,7 +324,7 @@ def make_bitstream(
         return {}
 
     inputs = [file_digest(routing.asc), found["icepack"].version]
-    stages.run("bitstream", inputs, ("top.bin",), pack)
+    stages.run("bitstream", inputs, ("top.bin",), pack, share=True)
     used, _ = routing.utilisation.get("ICESTORM_LC", (0, 0))
     return Made(cells, used, routing.fmax_mhz, routing.seed, folder / "top.bin")
 

@@ -1,4 +1,8 @@
-"""Writing a bitstream, and an Image beside it, into the flash of a board."""
+"""Writing a bitstream and the network it is to run into the flash of a board.
+
+They lie apart, so either can be written without the other: a bitstream runs every network of its
+geometry.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +15,8 @@ from pathlib import Path
 
 from boards.records import Board, Programmer
 from boards.toolchain import Progress, silent
-from compiler.errors import BuildError, ToolchainError, UsageError
+from compiler.errors import BuildError, ImageError, ToolchainError, UsageError
+from compiler.image import check_frame
 
 PREAMBLE = bytes.fromhex("7eaa997e")
 """Begins the configuration of an iCE40, after an optional comment."""
@@ -31,8 +36,15 @@ class Write:
         return shlex.join(self.command)
 
 
-def plan(board: Board, bitstream: Path, image: Path | None = None) -> list[Write]:
-    """What has to be run to write a bitstream and, behind it, an Image; runs nothing.
+def plan(board: Board, bitstream: Path | None, image: Path | None) -> list[Write]:
+    """What has to be run to write a bitstream, an Image or both; runs nothing.
+
+    Parameters
+    ----------
+    bitstream : Path or None
+        Goes to the flash's beginning, and must not reach the Image.
+    image : Path or None
+        What `compiler.image.flash_bytes` made; goes to the board's `image_offset`.
 
     Raises
     ------
@@ -41,10 +53,12 @@ def plan(board: Board, bitstream: Path, image: Path | None = None) -> list[Write
     ToolchainError
         None of the board's programmers is installed.
     """
-    _check_bitstream(bitstream, board)
-    files = [(bitstream, 0)]
+    files = []
+    if bitstream is not None:
+        _check_bitstream(bitstream, board)
+        files.append((bitstream, 0))
     if image is not None:
-        _check_size(image, board.flash.size - board.flash.image_offset, f"flash of {board.name!r}")
+        _check_image(image, board)
         files.append((image, board.flash.image_offset))
     executable, programmer = find_programmer(board)
     return [
@@ -120,6 +134,14 @@ def _check_bitstream(path: Path, board: Board) -> None:
             f"begins with {start[:8].hex()}",
             hint="the build's top.bin is one",
         )
+
+
+def _check_image(path: Path, board: Board) -> None:
+    _check_size(path, board.flash.size - board.flash.image_offset, f"flash of {board.name!r}")
+    try:
+        check_frame(path.read_bytes())
+    except ImageError as error:
+        raise UsageError(f"{path}: {error}", error.hint) from error
 
 
 def _check_size(path: Path, available: int, place: str) -> None:

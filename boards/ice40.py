@@ -6,12 +6,8 @@ circuit alone: no source location, folder or tool's name, so their digests name 
 
 from __future__ import annotations
 
-import re
-import subprocess
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 from amaranth.back import rtlil
 from amaranth.hdl import ClockDomain, ClockSignal, Elaboratable, Instance, Module, Signal
@@ -20,8 +16,8 @@ from amaranth.lib.cdc import FFSynchronizer
 from amaranth.lib.wiring import In
 
 from boards.records import Board, Pin
-from boards.toolchain import YOSYS
-from compiler.errors import BuildError, UsageError
+from boards.toolchain import to_verilog
+from compiler.errors import UsageError
 
 RESET_SECONDS = 16e-6
 """Least duration of the reset after the PLL has locked. Block RAMs read zeros for some microseconds
@@ -223,7 +219,7 @@ class BoardTop(Elaboratable):
         BuildError
             Yosys cannot write the design.
         """
-        return _to_verilog(
+        return to_verilog(
             rtlil.convert(self, "top", ports=list(self._pads.values()), emit_src=False)
         )
 
@@ -247,34 +243,3 @@ def _ports(component: wiring.Component, board: Board) -> dict[str, bool]:
 def _constraint(name: str, pin: Pin) -> str:
     options = "-pullup yes " if pin.pull_up else ""
     return f"set_io {options}{name} {pin.location}"
-
-
-def _to_verilog(design: str) -> str:
-    """Convert RTLIL to Verilog, memories and attributes such as ``keep`` left as they are."""
-    internal = "generator top src amaranth.hierarchy amaranth.decoding"
-    removed = " ".join(f"-remove {name}" for name in internal.split())
-    script = "; ".join(
-        (
-            "read_rtlil top.il",
-            "proc -nomux -norom",
-            "memory_collect",
-            f"attrmap {removed}",
-            f"attrmap -modattr {removed}",
-            "write_verilog -norename top.v",
-        )
-    )
-    with tempfile.TemporaryDirectory(prefix="signum-") as folder:
-        Path(folder, "top.il").write_text(design)
-        done = subprocess.run(
-            [YOSYS.find().command, "-q", "-p", script],
-            cwd=folder,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        if done.returncode:
-            raise BuildError(f"yosys cannot write Verilog: {done.stderr.strip()[-2000:]}")
-        text = Path(folder, "top.v").read_text()
-    # The first line names the Yosys that wrote it.
-    return re.sub(r"\A/\*.*?\*/\s*", "", text, flags=re.DOTALL)

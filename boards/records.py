@@ -135,8 +135,8 @@ class Board:
 
 UP5K = Budget(lut=5280, bram=30, spram=4, dsp=8)
 
-UP5K_GEOMETRY = Geometry(input_lanes=8, output_lanes=4, pixel_lanes=2)
-"""The largest engine beside an Image in block RAM and the serial link (docs/engine.md)."""
+UP5K_GEOMETRY = Geometry(input_lanes=16, output_lanes=8, pixel_lanes=1)
+"""128 additions a cycle; a memory word is what the four single-port RAMs give in a cycle."""
 
 ICEPROG = Programmer("iceprog", ("-o", "{offset}", "{file}"), "apt install fpga-icestorm")
 OPENFPGALOADER = Programmer(
@@ -170,7 +170,7 @@ ICEBREAKER = Board(
         "flash_copi": Pin("14"),
         "flash_cipo": Pin("17"),
     },
-    clock_hz=18e6,
+    clock_hz=24e6,
     baud=2_000_000,
     flash=Flash(size=16 << 20, image_offset=1 << 20),
     geometry=UP5K_GEOMETRY,
@@ -199,7 +199,7 @@ ICESUGAR = Board(
         "flash_copi": Pin("14"),
         "flash_cipo": Pin("17"),
     },
-    clock_hz=18e6,
+    clock_hz=24e6,
     baud=115_200,
     flash=Flash(size=8 << 20, image_offset=1 << 20),
     geometry=UP5K_GEOMETRY,

@@ -25,6 +25,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -162,6 +163,54 @@ def _which(name: str) -> str | None:
     """Like `shutil.which`, looking beside this Python first: a venv need not be activated."""
     beside = str(Path(sys.executable).parent)
     return shutil.which(name, path=os.pathsep.join([beside, os.environ.get("PATH", "")]))
+
+
+def to_verilog(design: str, attributes: bool = True) -> str:
+    """RTLIL as Verilog, processes and memories left as they are; the same text for the same design.
+
+    Parameters
+    ----------
+    design : str
+        RTLIL with the top module ``top``.
+    attributes : bool
+        Keep what directs synthesis, such as ``keep``.
+
+    Raises
+    ------
+    ToolchainError
+        No Yosys.
+    BuildError
+        Yosys rejects the design (its message is quoted).
+    """
+    internal = "generator top src amaranth.hierarchy amaranth.decoding"
+    removed = " ".join(f"-remove {name}" for name in internal.split())
+    script = "; ".join(
+        (
+            "read_rtlil top.il",
+            "proc -nomux -norom",
+            "memory_collect",
+            f"attrmap {removed}",
+            f"attrmap -modattr {removed}",
+            f"write_verilog -norename {'' if attributes else '-noattr '}top.v",
+        )
+    )
+    # Relative names, for YoWASP (see above). Undecoded processes give a warning each, which -q
+    # hides; they are meant.
+    with tempfile.TemporaryDirectory(prefix="signum-") as folder:
+        Path(folder, "top.il").write_text(design)
+        done = subprocess.run(
+            [YOSYS.find().command, "-q", "-p", script],
+            cwd=folder,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if done.returncode:
+            raise BuildError(f"yosys cannot write Verilog: {done.stderr.strip()[-2000:]}")
+        text = Path(folder, "top.v").read_text()
+    # The first line names the Yosys that wrote it.
+    return re.sub(r"\A/\*.*?\*/\s*", "", text, flags=re.DOTALL)
 
 
 # Options and results ----------------------------------------------------------------------------

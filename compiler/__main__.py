@@ -102,7 +102,8 @@ def _build(options: argparse.Namespace, say: Say) -> dict[str, Any]:
     tools = boards_build.tools()
     source = Path(options.file)
     folder = make_folder(options.out or Path("build") / source.stem)
-    stages = Stages(folder, STAGES, options.start, say)
+    shared = None if options.out else Path("build") / "shared"
+    stages = Stages(folder, STAGES, options.start, say, shared)
 
     checkpoint = _checkpoint(stages, source)
     data, missing = accuracy.open_data(checkpoint, options.dataset, options.data)
@@ -118,7 +119,7 @@ def _build(options: argparse.Namespace, say: Say) -> dict[str, Any]:
     )
     _schedule(stages, laid_out)
     _image(stages, image)
-    verilog = boards_build.make_verilog(stages, plan, image, tools)
+    verilog = boards_build.make_verilog(stages, plan, tools)
     made = boards_build.make_bitstream(stages, plan, tools)
     if missing:
         say(f"accuracy is not measured: {missing}")
@@ -134,6 +135,7 @@ def _build(options: argparse.Namespace, say: Say) -> dict[str, Any]:
         "lanes": report.lanes(plan.geometry),
         **report.work(laid_out, cycles, plan.clock_hz),
         "host_images_per_second": plan.clock_hz / simulated["host_cycles"],
+        "start_cycles": simulated["start_cycles"],
         "baud": plan.baud,
         **boards_build.figures(made),
         "budget": asdict(board.budget),
@@ -146,9 +148,9 @@ def _build(options: argparse.Namespace, say: Say) -> dict[str, Any]:
             "golden_equals_rtl": simulated["equal"],
         },
         "image": {
-            "path": str(folder / "network.img"),
-            "bytes": (folder / "network.img").stat().st_size,
-            "sha256": file_digest(folder / "network.img"),
+            "path": str(folder / "image.bin"),
+            "bytes": (folder / "image.bin").stat().st_size,
+            "sha256": file_digest(folder / "image.bin"),
         },
         "verilog": {"path": str(verilog), "sha256": file_digest(verilog)},
         "tools": _versions() | {name: tool.version for name, tool in tools.items()},
@@ -244,12 +246,18 @@ def _schedule(stages: Any, laid_out: Schedule) -> None:
 
 
 def _image(stages: Any, image: Any) -> None:
-    from compiler.image import pack
+    """Write the Image as a file that describes itself, and as it lies in flash."""
+    from compiler.image import flash_bytes, pack
     from compiler.stages import digest, write
 
-    packed = pack(image)
-    path = stages.folder / "network.img"
-    stages.run("image", [digest(packed.hex())], (path.name,), lambda: write(path, packed))
+    contents = {"network.img": pack(image), "image.bin": flash_bytes(image)}
+
+    def work() -> None:
+        for name, data in contents.items():
+            write(stages.folder / name, data)
+
+    inputs = [digest(data.hex()) for data in contents.values()]
+    stages.run("image", inputs, tuple(contents), work)
 
 
 def _golden(
@@ -298,13 +306,19 @@ def _rtl(
     shape = laid_out.program.image.shape
     count = options.images or _pictures(laid_out)
     images = accuracy.noise(shape, count) if data is None else data.test_images[:count]
-    path = stages.folder / "rtl.json"
+    path, flash = stages.folder / "rtl.json", stages.folder / "image.bin"
 
     def work() -> dict[str, Any]:
         from sim import accuracy as simulation
 
         run = simulation.on_board(
-            *(verilog, laid_out, images, plan.clock_hz, plan.baud),
+            verilog,
+            flash,
+            laid_out,
+            images,
+            plan.clock_hz,
+            plan.baud,
+            image_offset=plan.board.flash.image_offset,
             say=stages.say,
             cache=_simulation_folder(options, stages.folder),
         )
@@ -316,6 +330,7 @@ def _rtl(
             "equal": True,
             "cycles": round(float(np.mean(run.cycles))),
             "host_cycles": round(float(np.mean(run.host_cycles))),
+            "start_cycles": run.start_cycles,
             "layer_cycles": [round(float(c)) for c in run.layer_cycles.mean(axis=0)],
             "labels": [int(label) for label in run.labels],
             "verilog_sha256": run.verilog_sha256,
@@ -324,7 +339,8 @@ def _rtl(
         return result
 
     inputs = [
-        *(file_digest(verilog), file_digest(stages.folder / "program.json"), plan),
+        *(file_digest(verilog), file_digest(flash)),
+        *(file_digest(stages.folder / "program.json"), plan),
         *(_digest(images), _versions()),
     ]
     return dict(stages.run("rtl", inputs, (path.name,), work))
@@ -385,6 +401,7 @@ def _versions() -> dict[str, str]:
 def inspect_command(options: argparse.Namespace, console: Console) -> None:  # noqa: ARG001
     """Print a table of layers."""
     from compiler import inspect
+    from compiler.image import Image, check_room
     from compiler.schedule import schedule
 
     program = _read_program(options)
@@ -396,6 +413,8 @@ def inspect_command(options: argparse.Namespace, console: Console) -> None:  # n
         board = records.find(options.board or "ice40")
         geometry = geometry_for(board.geometry, program.activation_bits, options.lanes)
         laid_out = schedule(program, geometry)
+        if options.board:
+            check_room(Image.of(laid_out), laid_out)
     if options.json:
         sys.stdout.write(json.dumps(inspect.document(program, laid_out), indent=1) + "\n")
         return

@@ -1,25 +1,21 @@
 """How many cycles a layer takes: the engine's pacing, cycle by cycle, without its data.
 
 Who waits for whom is all that matters here: window words for the memory port and for room, steps
-for words, tiles for the requantiser, and everything for weights. `group_cycles` plays that through
-for one group of tiles; groups are alike, so a layer is a sum. The benches hold it to the simulated
-engine.
+for words, tiles for the requantiser, and everything for weights. `_group_ends` plays a layer
+through. The benches hold it to the simulated engine.
 """
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cache
 
 from compiler import arith
 from compiler.geometry import Geometry
 
-FIFO_DEPTH = 2
-"""Words between the memory and the lanes, as in `hw.fetch`."""
-
-LAUNCH = 2
-"""Cycles from a group's weights being there to its first window word."""
+POOL_CYCLES = 11
+"""Cycles of a pooling layer before its first window and after its last."""
 
 SCORE_CYCLES = 6
 """Cycles that a score takes beyond its division."""
@@ -27,186 +23,193 @@ SCORE_CYCLES = 6
 Record = Mapping[str, int]
 
 
-@dataclass(frozen=True, slots=True)
-class _Word:
-    outside: bool
-    commit: bool
-    steps: int
-    last: bool
-
-
 def layer_cycles(record: Record, geometry: Geometry, channels: int) -> int:
     """Predicted cycles from a layer's start to the next one's; of the last layer, to the class.
 
     ``channels`` is how many of its outputs are no padding.
     """
+    g = geometry
     if record["pool"]:
-        return _pool_cycles(record, geometry)
-    g, groups = geometry, record["groups_less"] + 1
-    reads = record["residual_groups"]
-    first, steady = _timed(record, g, reads > 0)
-    plain = _timed(record, g, False)[1] if 0 < reads < groups else steady
-    load = record["weight_words"] * (g.weight_bits // g.stream_bits)
-    load += g.output_lanes * g.param_words
-    # Weights of one group load while another's are used, as far as the ring holds both.
-    ahead = 2 if 2 * record["weight_words"] <= g.weight_depth else 1
-    loaded, done = 0, 0
-    ends: list[int] = []
-    for group in range(groups):
-        loaded = max(loaded, ends[group - ahead] if group >= ahead else 0) + load
-        pace = first if group == 0 else (steady if group < reads else plain)
-        begun = max(loaded, done if not record["last"] or not ends else ends[-1] - steady)
-        done = begun + pace
-        if record["last"]:  # a group's last step waits for the scores of the group before
-            used = min(g.output_lanes, channels - group * g.output_lanes)
-            done = max(done, ends[-1] if ends else 0)
-            ends.append(done + g.lane_cycles + max(used, 0) * (arith.SCORE_BITS + SCORE_CYCLES))
-        else:
-            ends.append(done)
-    return ends[-1] if record["last"] else done + _tail(g) + next_layer_cycles(g)
-
-
-def _timed(record: Record, geometry: Geometry, reading: bool) -> tuple[int, int]:
-    """Cycles from launch to the last tile's last step: of a first group, and of a further one."""
-    one = group_cycles(record, geometry, reading, 1)
-    return one, group_cycles(record, geometry, reading, 2) - one
-
-
-def _tail(geometry: Geometry) -> int:
-    """From a tile's last step to its last activation in the write register."""
-    values = (geometry.output_lanes - 1) * geometry.channel_cycles + geometry.pixel_lanes
-    return geometry.lane_cycles + values + 2 + -(-geometry.activation_bits // 2)
-
-
-def _words(r: Record, g: Geometry) -> list[_Word]:
-    """The window words of one group, in order."""
-    rows, columns, words = r["kernel_h_less"] + 1, r["kernel_w_less"] + 1, r["words_less"] + 1
-    stride = 2 if r["stride2"] else 1
-    if stride == 2:
-        pattern = [
-            (c + 2 * p, p == g.pixel_lanes - 1)
-            for c in range(columns)
-            for p in range(g.pixel_lanes)
-        ]
-    else:
-        pattern = [(i, i >= g.pixel_lanes - 1) for i in range(g.pixel_lanes + columns - 1)]
-    sequence = []
-    for ty in range(r["height_out_less"] + 1):
-        for tx in range(r["tiles_less"] + 1):
-            for row in range(rows):
-                y = ty * stride - r["pad_top"] + row
-                for word in range(words):
-                    steps = r["halves_less"] + 1 if word == words - 1 else g.halves
-                    for i, (dx, commit) in enumerate(pattern):
-                        x = tx * g.pixel_lanes * stride - r["pad_left"] + dx
-                        inside = 0 <= y < r["height_in"] and 0 <= x < r["width_in"]
-                        end = row == rows - 1 and word == words - 1 and i == len(pattern) - 1
-                        sequence.append(_Word(not inside, commit, steps, end))
-    return sequence
-
-
-@dataclass(slots=True)
-class _Port:
-    """Who else wants the memory: the requantiser's accesses, booked when a tile ends."""
-
-    record: Record
-    geometry: Geometry
-    reading: bool
-    booked: set[int] = field(default_factory=set)
-    writes: deque[int] = field(default_factory=deque)
-
-    def book(self, cycle: int) -> None:
-        """A tile's last step is issued in this cycle."""
-        r, g = self.record, self.geometry
-        start, word = cycle + g.lane_cycles + 1, g.phase_cycles  # its first value; a word's time
-        filled = word - g.channel_cycles + g.pixel_lanes + 1
-        for k in range(g.residual_words if r["residual"] else 0):
-            self.booked.add(start + k * word + filled)
-            if self.reading:
-                self.booked.add(start + k * word - 2)
-        if r["requantise"]:
-            last = start + (g.output_lanes - 1) * g.channel_cycles
-            first = last + 3 + -(-g.activation_bits // 2)
-            self.writes.extend(first + p for p in range(g.pixel_lanes))
-
-    def is_free(self, cycle: int) -> bool:
-        """Whether a window word can be read; activations are written where the stream is not."""
-        if cycle in self.booked:
-            return False
-        if self.writes and self.writes[0] <= cycle:
-            self.writes.popleft()
-            return False
-        return True
-
-
-@dataclass(slots=True)
-class _Issue:
-    """The words the lanes hold, and the requantiser's pace (`hw.fetch.StepIssue`)."""
-
-    record: Record
-    geometry: Geometry
-    left: int = 0  # steps over the words held
-    last: bool = False
-    cooldown: int = 0
-
-    def issues(self, cycle: int) -> bool:
-        """Whether a step is issued in this cycle."""
-        phase = cycle % self.geometry.phase_cycles if self.record["residual"] else 0
-        gate = self.cooldown == 0 and phase == 0
-        return self.left > 1 or (self.left == 1 and (not self.last or gate))
-
-    def advance(self, issues: bool) -> bool:
-        """On to the next cycle; returns whether a tile has ended."""
-        self.cooldown = max(0, self.cooldown - 1)
-        self.left -= issues
-        ended = issues and self.left == 0 and self.last
-        if ended:
-            self.cooldown = self.geometry.tile_cycles - 1
-        return ended
-
-
-def group_cycles(r: Record, g: Geometry, reading: bool, groups: int) -> int:
-    """Cycles from the launch to the last step of ``groups`` groups, weights being there."""
-    sequence = _words(r, g)
-    port, issue = _Port(r, g, reading), _Issue(r, g)
-    fifo: deque[_Word] = deque()
-    arriving: _Word | None = None
-    index, cycle, launch = 0, 0, 0
-    tiles = (r["height_out_less"] + 1) * (r["tiles_less"] + 1) * groups
-    while tiles:
-        issues = issue.issues(cycle)
-        pops = bool(fifo) and (not fifo[0].commit or issue.left == int(issues))
-        room = len(fifo) + (arriving is not None) < FIFO_DEPTH + pops
-        free = port.is_free(cycle)
-        following = sequence[index % len(sequence)]
-        fires = index < len(sequence) * groups and cycle >= launch and room
-        fires = fires and (following.outside or free)
-        if issue.advance(issues):
-            tiles -= 1
-            port.book(cycle)
-        if pops and (head := fifo.popleft()).commit:
-            issue.left, issue.last = head.steps, head.last
-        if arriving is not None:
-            fifo.append(arriving)
-        arriving = following if fires else None
-        index += fires
-        if fires and index % len(sequence) == 0:
-            launch = cycle + 2
-        cycle += 1
-    return cycle - 1 + LAUNCH
+        return _pool_cycles(record, g)
+    ends = _group_ends(tuple(sorted(record.items())), g)
+    if record["last"]:
+        used = channels - record["groups_less"] * g.output_lanes
+        return ends[-1] + g.lane_cycles + used * (arith.SCORE_BITS + SCORE_CYCLES)
+    return ends[-1] + _tail(g) + 1 + next_layer_cycles(g)
 
 
 def _pool_cycles(r: Record, g: Geometry) -> int:
-    """Nine words a tile and a pause; what lies outside the map takes its cycle too.
-
-    A tile's write falls into the next one's reads, which two times in three (measured) costs a
-    cycle.
-    """
+    """Nine words a tile and a pause; reads are fewer, and hidden."""
     tiles = (r["height_out_less"] + 1) * (r["tiles_less"] + 1) * (r["groups_less"] + 1)
-    pace = tiles * (arith.POOL_KERNEL**2 + 1) + 2 * tiles // 3
-    return LAUNCH + pace + r["groups_less"] + 1 + g.residual_lanes + 8 + next_layer_cycles(g)
+    return (
+        POOL_CYCLES + tiles * (arith.POOL_KERNEL**2 + 1) + g.residual_lanes + next_layer_cycles(g)
+    )
 
 
 def next_layer_cycles(g: Geometry) -> int:
-    """From a layer's end to the next one's start: its record is read."""
-    return g.words(g.record_fields) + 4
+    """From a layer's end to the next one's start: its record is read, a word in two cycles."""
+    return 2 * g.words(g.record_fields) + 3
+
+
+def _tail(g: Geometry) -> int:
+    """From a group's last step to its last activation."""
+    last = (g.output_lanes - 1) * g.channel_cycles + g.pixel_lanes - 1
+    return g.lane_cycles - 1 + last + g.activation_cycles
+
+
+def _outside(r: Record) -> list[bool]:
+    """Of each word that one group fetches, in order: whether it is padding, and so not read."""
+    stride = 1 + r["stride2"]
+    return [
+        y < r["pad_top"] or y > r["row_last"] or x < r["pad_left"] or x > r["column_last"]
+        for line in range(r["height_out_less"] + 1)
+        for x in range(r["columns_less"] + 1)
+        for y in range(line * stride, line * stride + r["kernel_h_less"] + 1)
+        for _ in range(r["words_less"] + 1)
+    ]
+
+
+@dataclass(slots=True)
+class _Load:
+    """Parameters and weights on their way from the Image (`hw.loader`, `hw.store`)."""
+
+    r: Record
+    g: Geometry
+    group: int = 0
+    word: int = 0  # of the group
+    banks: int = 0  # of parameters, in use
+    steps: int = 0  # of weights, in use
+    arriving: bool = False
+    ready: int = 0  # groups that are loaded and not launched
+
+    def wants(self) -> bool:
+        """Whether a word is asked for: one is on its way at a time."""
+        if self.arriving or self.group > self.r["groups_less"]:
+            return False
+        if self.word < self.g.output_lanes * self.g.param_words:
+            return self.banks < 2
+        return self.steps < self.g.weight_depth
+
+    def advance(self, granted: bool, released: bool) -> None:
+        """One cycle; ``released`` says that a group is done."""
+        if released:
+            self.banks -= 1
+            self.steps -= self.r["weight_words"]
+        if self.arriving:
+            self.word += 1
+            params, parts = self.g.output_lanes * self.g.param_words, self._parts
+            if self.word == params:
+                self.banks += 1
+            elif self.word > params and (self.word - params) % parts == 0:
+                self.steps += 1
+            if self.word == params + self.r["weight_words"] * parts:
+                self.ready, self.group, self.word = self.ready + 1, self.group + 1, 0
+        self.arriving = granted
+
+    @property
+    def _parts(self) -> int:
+        return self.g.weight_bits // self.g.stream_bits
+
+
+@dataclass(slots=True)
+class _Fetch:
+    """Words on their way into the window buffer (`hw.fetch`), counted from the layer's first."""
+
+    outside: list[bool]
+    fired: int = 0
+    written: int = 0
+    arriving: bool = False
+    busy: bool = False
+    marked: int | None = None  # a group's first word, which has not been read yet
+
+    def fires(self, port: bool, room: bool) -> bool:
+        """Whether a word is fetched in this cycle."""
+        at = self.fired % len(self.outside)
+        return self.busy and room and (port or self.outside[at])
+
+    def advance(self, fires: bool, start: bool) -> None:
+        """One cycle."""
+        self.written += self.arriving
+        self.arriving = fires
+        if start:
+            self.busy, self.marked = True, self.fired
+        self.fired += fires
+        if fires and self.fired % len(self.outside) == 0:
+            self.busy = False
+
+
+@cache
+def _group_ends(items: tuple[tuple[str, int], ...], g: Geometry) -> list[int]:
+    """The cycle of each group's last step, from the layer's start on; ``items`` are the record's.
+
+    A layer is played through: who waits for whom, without the values.
+    """
+    r = dict(items)
+    load, fetch = _Load(r, g), _Fetch(_outside(r))
+    reads, writes, activations = ([g.lane_cycles - 1 + c for c in kind] for kind in g.accesses)
+    # What the requantiser keeps apart is all that a tile might do.
+    pattern = [*reads, *writes, *activations] if r["residual"] else []
+    window, across, lines = r["window_less"] + 1, r["tiles_less"] + 1, r["height_out_less"] + 1
+    line_words = (r["columns_less"] + 1) * (r["kernel_h_less"] + 1) * (r["words_less"] + 1)
+    farthest = (g.pixel_lanes - 1) * r["step_pixel"]
+    onward = r["step_window"] + window - 1 & 2 * g.window_depth - 1
+    booked: set[int] = set()  # cycles that a tile might use, and those it does
+    taken: set[int] = set()
+    released: set[int] = set()
+    ends: list[int] = []
+    base = place = freed = tile = line = launched = 0
+    held, last, half, clear, cycle = False, False, 0, 0, 0
+    tile_ends_group = False
+    while len(ends) <= r["groups_less"]:
+        port = cycle not in taken
+        granted = load.wants() and port
+        fires = fetch.fires(port and not granted, fetch.fired - freed < g.window_depth)
+        start = load.ready > 0 and not fetch.busy and fetch.marked is None
+        start = start and launched <= r["groups_less"]
+        final = half == g.halves - 1
+        gate = cycle >= clear and booked.isdisjoint(cycle + c for c in pattern)
+        valid = held and (gate or not (last and final))
+        take = (not held or (valid and final)) and line < lines * (r["groups_less"] + 1)
+        take = take and base + place + farthest < fetch.written and base + place < fetch.written
+        if valid and final and last:
+            clear = cycle + g.tile_cycles
+            booked.update(cycle + c for c in pattern)
+            group = len(ends)
+            taken.update(cycle + c for c in writes if r["residual"])
+            taken.update(cycle + c for c in reads if group < r["residual_groups"])
+            taken.update(cycle + c for c in activations if r["requantise"])
+            if tile_ends_group:
+                ends.append(cycle)
+                done = cycle + _tail(g)
+                if r["last"]:
+                    clear = (
+                        cycle + g.lane_cycles + g.output_lanes * (arith.SCORE_BITS + SCORE_CYCLES)
+                    )
+                    done = clear
+                released.add(done)
+        if take:
+            held, last, half = True, place == window - 1, 0
+            if base + place == fetch.marked:
+                fetch.marked = None
+            place += 1
+            if r["shared"]:
+                freed = base + place
+            if last:
+                tile += 1
+                base += onward
+                if tile == across:
+                    tile, line = 0, line + 1
+                    base = line * line_words
+                place, freed = 0, base
+                tile_ends_group = tile == 0 and line % lines == 0
+        elif valid and final:
+            held = False
+        elif valid:
+            half += 1
+        if start:
+            launched += 1
+        load.advance(granted, cycle in released)
+        load.ready -= start
+        fetch.advance(fires, start)
+        cycle += 1
+    return ends

@@ -15,6 +15,21 @@ MAGIC = 0x5349_474E
 """First word of every Image stream: "SIGN"."""
 
 
+STEPS_PER_CYCLE = 2
+"""Comparisons of the restoring division that the requantiser does in one cycle."""
+
+RESIDUAL_CYCLES = 4
+"""From the cycle in which a value's place is known to that in which its residual is written."""
+
+GAINS = {0: 3, 1: 1, -1: 2}
+"""How a channel's parameters say what its accumulators are multiplied by."""
+
+NO_CHANNEL = 0
+"""In the place of a gain: the output lane lies beyond the layer's channels."""
+
+KERNEL_STEPS = 9
+"""Memory words of the smallest window that matters: a 3x3 one."""
+
 POOL_SHIFT = 3
 """Part of the right shift of pooled sums that is wired; a record says the rest."""
 
@@ -32,6 +47,9 @@ class Geometry:
         b, 2 .. 8. Wider tensors are taken in slices of b bits.
     word_channels : int
         Channels of one pixel in a word of activation memory; a multiple of both channel lanes.
+    window_depth : int
+        Words that the window buffer holds: a window of all a layer's channels, and what is read
+        ahead.
     accumulator_bits, residual_bits : int
         Widths of an accumulator and of a value of the residual stream.
     memory_depth : int
@@ -49,27 +67,36 @@ class Geometry:
         Width of a word of the Image stream.
     """
 
-    input_lanes: int = 8
+    input_lanes: int = 16
     output_lanes: int = 8
-    pixel_lanes: int = 2
+    pixel_lanes: int = 1
     activation_bits: int = 4
     word_channels: int = 16
     accumulator_bits: int = 17
     residual_bits: int = 16
     memory_depth: int = 16384
+    window_depth: int = 256
     weight_depth: int = 256
     map_bits: int = 6
     channel_bits: int = 8
-    offset_bits: int = 28
+    offset_bits: int = 29
     divisor_bits: int = 19
     bias_bits: int = 14
     fraction_bits: int = arith.MAX_FRACTION_BITS
     max_left_shift: int = 5
     shift_bits: int = 3
-    stream_bits: int = 32
+    stream_bits: int = 64
 
     def __post_init__(self) -> None:
-        for name in ("input_lanes", "output_lanes", "pixel_lanes", "memory_depth", "weight_depth"):
+        powers = (
+            "input_lanes",
+            "output_lanes",
+            "pixel_lanes",
+            "memory_depth",
+            "window_depth",
+            "weight_depth",
+        )
+        for name in powers:
             value = getattr(self, name)
             if value < 1 or value & (value - 1):
                 raise ValueError(f"{name} must be a power of two, not {value!r}")
@@ -92,6 +119,8 @@ class Geometry:
                 f"a tile of {self.output_lanes} x {self.pixel_lanes} outputs must fill a memory "
                 f"word of {self.residual_lanes} residuals"
             )
+        if self.stream_bits not in (8, 16, 32, 64):
+            raise ValueError(f"stream_bits must be 8, 16, 32 or 64, not {self.stream_bits!r}")
         if self.weight_bits % self.stream_bits:
             raise ValueError(
                 f"input_lanes * output_lanes must be a multiple of stream_bits "
@@ -150,8 +179,13 @@ class Geometry:
 
     @property
     def kernel_bits(self) -> int:
-        """Of a window's height and width less one; the head's is a whole map, twice halved."""
+        """Of a window's height less one; the head's is a whole map, twice halved."""
         return max(2, self.map_bits - 2)
+
+    @property
+    def window_bits(self) -> int:
+        """Of an address in the window buffer."""
+        return (self.window_depth - 1).bit_length()
 
     @property
     def activation_offset_bits(self) -> int:
@@ -172,14 +206,53 @@ class Geometry:
     def channel_cycles(self) -> int:
         """Cycles the requantiser spends on one output channel of a tile.
 
-        One a pixel; enough to read the parameters; and so many that in the time of one memory word
-        of residuals four accesses fit (read, write, an activation, and one for the window).
+        One a pixel; and so many that in the time of one memory word of residuals four accesses fit
+        (read, write, an activation, and one for the window).
         """
-        return max(
-            self.pixel_lanes,
-            self.param_words,
-            -(-4 // self.residual_channels),
+        return max(self.pixel_lanes, -(-4 // self.residual_channels))
+
+    @property
+    def activation_cycles(self) -> int:
+        """From the cycle in which a value's place is known to that of its activation.
+
+        What the division takes, and as many more as let tiles follow one another in their least
+        time, and in that of the smallest window, without two of their accesses meeting.
+        """
+        least = RESIDUAL_CYCLES + -(-self.activation_bits // STEPS_PER_CYCLE)
+        smallest = max(self.tile_cycles, KERNEL_STEPS * self.halves)
+        several = [least + held for held in range(4 + self.pixel_lanes)]
+        alone = [n for n in several if not self._meets(n, 0)]
+        apart = (self.tile_cycles, smallest)
+        return next((n for n in alone if not any(self._meets(n, a) for a in apart)), alone[0])
+
+    def _meets(self, activation: int, apart: int) -> bool:
+        """Whether accesses of a tile meet, or those of tiles ``apart`` cycles from one another."""
+        cycles = self._accesses(activation)
+        if not apart:
+            return len(set(cycles)) < len(cycles)
+        return any((a - b) % apart == 0 and a != b for a in cycles for b in cycles)
+
+    def _accesses(self, activation: int) -> list[int]:
+        return [cycle for kind in self._access_kinds(activation) for cycle in kind]
+
+    def _access_kinds(self, activation: int) -> tuple[list[int], list[int], list[int]]:
+        word = self.residual_channels * self.channel_cycles
+        filled = word - self.channel_cycles + self.pixel_lanes - 1 + RESIDUAL_CYCLES
+        last = (self.output_lanes - 1) * self.channel_cycles + activation
+        return (
+            [k * word for k in range(self.residual_words)],
+            [k * word + filled for k in range(self.residual_words)],
+            [last + p for p in range(self.pixel_lanes)],
         )
+
+    @property
+    def accesses(self) -> tuple[list[int], list[int], list[int]]:
+        """When a tile reads residuals, writes them, and writes activations.
+
+        In cycles from that in which the place of its first value is known. No two are the same;
+        `hw.requantise` starts no tile whose accesses would meet those of the one before.
+        """
+        return self._access_kinds(self.activation_cycles)
 
     @property
     def lane_cycles(self) -> int:
@@ -190,11 +263,6 @@ class Geometry:
     def tile_cycles(self) -> int:
         """Fewest cycles between two tiles: the requantiser's."""
         return self.output_lanes * self.channel_cycles
-
-    @property
-    def phase_cycles(self) -> int:
-        """Period of the residual stream's memory accesses; tiles start on its multiples."""
-        return self.residual_channels * self.channel_cycles
 
     @property
     def address_bits(self) -> int:
@@ -213,13 +281,12 @@ class Geometry:
     def param_fields(self) -> tuple[tuple[str, int], ...]:
         """One channel's parameters.
 
-        bias (signed) is added to the accumulator; gain 0, 1 or 2 (zero, +1, -1); keep is 0 for
-        output lanes beyond the layer's channels; offset (signed) and divisor are the staircase's.
+        bias (signed) is added to the accumulator; gain is one of `GAINS`; offset (signed) and
+        divisor are the staircase's.
         """
         return (
             ("bias", self.bias_bits),
             ("gain", 2),
-            ("keep", 1),
             ("offset", self.offset_bits),
             ("divisor", self.divisor_bits),
         )
@@ -259,17 +326,16 @@ class Geometry:
             ("short_bottom", 1),
             ("short_left", 1),
             ("short_right", 1),
-            ("halves_less", max(1, (self.halves - 1).bit_length())),  # steps over the last word
             ("down", self.shift_bits),  # right shift after the fixed left shift
             ("pad", self.activation_bits),  # activation that stands for 0
             ("pad_top", 1),
             ("pad_left", 1),
             ("kernel_h_less", self.kernel_bits),
-            ("kernel_w_less", self.kernel_bits),
-            ("span", self.kernel_bits + 1),  # columns from a window row's first word to its last
             ("words_less", words),  # memory words a pixel
-            ("height_in", size),
-            ("width_in", size),  # pooling: in memory words
+            # Counted from the padding's first; pooling: columns of memory words.
+            ("columns_less", size + 1),  # that a row of tiles needs
+            ("column_last", size + 1),  # the last that lies in the map
+            ("row_last", size + 1),
             ("height_out_less", size),
             ("tiles_less", size),  # tiles a row
             (
@@ -279,11 +345,18 @@ class Geometry:
             ("groups_less", max(groups, planes)),  # pooling: planes of residuals
             ("residual_groups", groups + 1),  # groups that read the residual stream
             ("weight_words", (self.weight_depth).bit_length()),  # steps of weights a group
+            ("window_less", self.window_bits + 2),  # words of a window; the head's may be longer
+            ("turn_less", self.window_bits),  # words after which the weights begin again
+            (
+                "step_window",
+                self.window_bits + 1,
+            ),  # from a window's last word to the next one's first
+            ("step_pixel", self.window_bits if self.pixel_lanes > 1 else 0),  # to the next lane's
             ("rounding", 6),  # pooling: half of what the right shift drops
             ("in_first", a),  # address of the first window word, the rest follows by steps:
             ("step_word", a),  # to a pixel's next memory word
-            ("step_row", a),  # to the window's next row
-            ("step_tile", a),  # to the next tile of the row
+            ("step_row", a),  # to the column's next row
+            ("step_column", a),  # to the next column
             ("step_line", a),  # to the next row of tiles
             ("step_group", a),  # to the next group
             ("out_first", a),

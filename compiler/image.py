@@ -16,30 +16,39 @@ Worked example: 4 input lanes, one output lane with weights (+1, -1, -1, -1): th
 and starts with +1 (same 0, negate 0), the second is alike and starts with -1 (same 1, negate 1):
 bits 0b1100.
 
-The stream repeats for every image; whatever stands behind the engine's reader (block RAM, flash,
-SDRAM) only has to send it again and again.
+The stream repeats for every image; whatever stands behind the engine's reader only has to send it
+again and again. On a board that is `hw.store.ImageStore`, which keeps it in the activation memory.
 
 File: one line of JSON (name, geometry, layers, CRC-32 of each section) and a zero byte, then the
 stream, little-endian. `unpack` is the exact inverse of `pack`.
+
+Flash: magic, number N of stream words, the words, CRC-32 (zlib's) of all before; the first, second
+and last in four bytes, all little-endian. `flash_words` is the inverse of `flash_bytes`. Worked
+example: two words of 32 bits, 0x11223344 and 0x55667788::
+
+    4e 47 49 53  02 00 00 00  44 33 22 11  88 77 66 55  7e 12 64 76
 """
 
 from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from compiler import arith
-from compiler.errors import ImageError
+from compiler.errors import CapacityError, ImageError
 from compiler.geometry import MAGIC, Geometry
 from compiler.schedule import Param, Schedule
 
 FORMAT = "signum-image"
 VERSION = 1
+
+FRAME_BYTES = 4
+"""Of each of magic, number of words and CRC in flash."""
 
 Layout = tuple[tuple[str, int], ...]
 
@@ -102,7 +111,7 @@ def pack(image: Image) -> bytes:
     g = image.geometry
     sections, stream = [], b""
     for name, words in image.sections():
-        data = np.array(words, dtype=np.uint32).astype("<u4").tobytes()
+        data = np.array(words, dtype=_dtype(g)).tobytes()
         sections.append({"name": name, "words": len(words), "crc32": zlib.crc32(data)})
         stream += data
     head = {
@@ -134,15 +143,16 @@ def unpack(data: bytes) -> Image:
         network = str(head["network"])
     except (KeyError, TypeError, ValueError) as error:
         raise ImageError(f"file must be an Image: {error}") from error
-    if len(stream) != 4 * sum(words for _, words, _ in sections):
+    size = geometry.stream_bits // 8
+    if len(stream) != size * sum(words for _, words, _ in sections):
         raise ImageError(
-            f"Image must have {4 * sum(w for _, w, _ in sections):,} bytes of stream, "
+            f"Image must have {size * sum(w for _, w, _ in sections):,} bytes of stream, "
             f"not {len(stream):,}",
             "build it again",
         )
-    reader = _Reader(np.frombuffer(stream, "<u4").astype(np.uint32), geometry)
+    reader = _Reader(np.frombuffer(stream, _dtype(geometry)), geometry)
     for name, words, crc in sections:
-        if zlib.crc32(stream[4 * reader.at : 4 * (reader.at + words)]) != crc:
+        if zlib.crc32(stream[size * reader.at : size * (reader.at + words)]) != crc:
             raise ImageError(f"section {name} must have CRC-32 {crc:08x}", "build it again")
         reader.at += words
     reader.at = 0
@@ -156,8 +166,93 @@ def unpack(data: bytes) -> Image:
     return Image(network, geometry, header, input_params, layers)
 
 
+# -- flash -----------------------------------------------------------------------------------------
+
+
+def flash_bytes(image: Image) -> bytes:
+    """What a board's flash holds at its Image's offset."""
+    return frame(image.words(), image.geometry.stream_bits)
+
+
+def frame(words: Sequence[int], bits: int) -> bytes:
+    """Stream words of ``bits`` bits, a multiple of 8, as they lie in flash."""
+    head = b"".join(value.to_bytes(FRAME_BYTES, "little") for value in (MAGIC, len(words)))
+    body = head + b"".join(word.to_bytes(bits // 8, "little") for word in words)
+    return body + zlib.crc32(body).to_bytes(FRAME_BYTES, "little")
+
+
+def flash_words(data: bytes, bits: int) -> list[int]:
+    """Exact inverse of `frame`; what follows the CRC in flash must not be given.
+
+    Raises
+    ------
+    ImageError
+        For anything but a whole, undamaged Image of words of ``bits`` bits.
+    """
+    check_frame(data)
+    body, size = data[2 * FRAME_BYTES : -FRAME_BYTES], bits // 8
+    count = int.from_bytes(data[FRAME_BYTES : 2 * FRAME_BYTES], "little")
+    if len(body) != count * size:
+        raise ImageError(
+            f"flash content of {count:,} words must have {count * size:,} bytes of them, not "
+            f"{len(body):,}"
+        )
+    return [int.from_bytes(body[i : i + size], "little") for i in range(0, len(body), size)]
+
+
+def check_frame(data: bytes) -> None:
+    """Hold bytes to be what `flash_bytes` makes, of whatever geometry.
+
+    Raises
+    ------
+    ImageError
+        They do not begin with the magic or do not end with their CRC.
+    """
+    if len(data) <= 3 * FRAME_BYTES or data[:FRAME_BYTES] != MAGIC.to_bytes(FRAME_BYTES, "little"):
+        raise ImageError(
+            f"an Image in flash must begin with {MAGIC.to_bytes(FRAME_BYTES, 'little').hex()}, "
+            f"not {data[:FRAME_BYTES].hex() or 'nothing'}",
+            "the build's image.bin is one",
+        )
+    crc, told = zlib.crc32(data[:-FRAME_BYTES]), int.from_bytes(data[-FRAME_BYTES:], "little")
+    if crc != told:
+        raise ImageError(
+            f"an Image in flash must end with its CRC-32 {crc:08x}, not {told:08x}",
+            "build it again",
+        )
+
+
+def check_room(image: Image, laid_out: Schedule) -> None:
+    """Hold maps and Image to the one memory that both must fit on a board.
+
+    The maps stand at its beginning, where the Schedule put them, the Image at its end.
+
+    Raises
+    ------
+    CapacityError
+        Naming the first layer that comes too near the Image, both needs, the budget, and what
+        would fit.
+    """
+    depth, words = laid_out.geometry.memory_depth, len(image.words())
+    most = max(region.first + region.words for region in laid_out.regions)
+    if words + most <= depth:
+        return
+    reach = next(r for r in laid_out.regions if words + r.first + r.words > depth)
+    raise CapacityError(
+        f"{reach.tensor}: activation memory needs {most:,} words for maps and {words:,} for the "
+        f"Image, but the engine has {depth:,}",
+        f"an engine with memory_depth {1 << (most + words - 1).bit_length()}, "
+        "or a network with fewer weights",
+    )
+
+
 # -- words
 # -------------------------------------------------------------------------------------------
+
+
+def _dtype(geometry: Geometry) -> np.dtype:
+    """A word of the stream."""
+    return np.dtype(f"<u{geometry.stream_bits // 8}")
 
 
 def _encode(values: Mapping[str, int], layout: Layout, geometry: Geometry) -> list[int]:
@@ -183,7 +278,7 @@ def _weight_words(layer: ImageLayer, geometry: Geometry) -> list[list[int]]:
     bits = np.unpackbits(np.frombuffer(layer.weights, np.uint8), count=count)
     same, negate = arith.recode_pairs((bits.astype(np.int8) * 2 - 1).reshape(shape))
     coded = np.stack([same, negate], axis=-1).reshape(len(layer.params), -1)
-    words = np.packbits(coded, axis=1, bitorder="little").view("<u4")
+    words = np.packbits(coded, axis=1, bitorder="little").view(_dtype(geometry))
     return [[int(w) for w in group] for group in words]
 
 
@@ -199,11 +294,11 @@ def _signs_of(coded: NDArray[np.uint8]) -> NDArray[np.uint8]:
 class _Reader:
     """Takes pieces off a stream of words."""
 
-    words: NDArray[np.uint32]
+    words: NDArray[np.unsignedinteger]
     geometry: Geometry
     at: int = 0
 
-    def take(self, count: int) -> NDArray[np.uint32]:
+    def take(self, count: int) -> NDArray[np.unsignedinteger]:
         if self.at + count > len(self.words):
             raise ImageError(f"stream must not end within a record, at word {len(self.words):,}")
         self.at += count
@@ -235,6 +330,7 @@ class _Reader:
         for _ in range(record["groups_less"] + 1):
             params.append(tuple(self.param() for _ in range(g.output_lanes)))
             words = self.take(record["weight_words"] * g.weight_bits // g.stream_bits)
-            bits = np.unpackbits(words.astype("<u4").view(np.uint8), bitorder="little")
+            coded = np.frombuffer(words.tobytes(), np.uint8)
+            bits = np.unpackbits(coded, bitorder="little")
             signs.append(_signs_of(bits.reshape(-1, g.output_lanes, g.input_lanes // 2, 2)))
         return ImageLayer(name, record, tuple(params), np.packbits(np.stack(signs)).tobytes())

@@ -18,7 +18,7 @@ from compiler import arith
 from compiler.arith import Staircase
 from compiler.cycles import layer_cycles
 from compiler.errors import CapacityError
-from compiler.geometry import MAGIC, POOL_SHIFT, Geometry
+from compiler.geometry import GAINS, MAGIC, NO_CHANNEL, POOL_SHIFT, Geometry
 from compiler.program import Add, Conv, Pool, Program, Quantise, SumPixels, Tensor
 
 
@@ -28,7 +28,6 @@ class Param:
 
     bias: int
     gain: int
-    keep: int
     offset: int
     divisor: int
 
@@ -206,8 +205,8 @@ def _tiles(width: int, geometry: Geometry) -> int:
 
 
 def _groups(channels: int, geometry: Geometry) -> int:
-    """Groups of output lanes that fill whole steps of input lanes of whoever reads them."""
-    unit = max(geometry.input_lanes, geometry.output_lanes)
+    """Groups of output lanes that fill whole memory words for whoever reads them."""
+    unit = geometry.word_channels
     return -(-channels // unit) * unit // geometry.output_lanes
 
 
@@ -321,7 +320,7 @@ class _Builder:
         """Parameters of a channel: its staircase at the engine's fraction bits, or others."""
         g = self.geometry
         if stairs is None:
-            return self._checked(where, Param(bias, 0, 1, 0, 1), g.offset_bits)
+            return self._checked(where, Param(bias, GAINS[0], 0, 1), g.offset_bits)
         serial = stairs.bits > g.activation_bits  # the serial divider takes wider dividends
         offset_bits = g.offset_bits if serial else g.activation_offset_bits
         wide = stairs.with_fraction_bits(fraction_bits or g.fraction_bits)
@@ -332,7 +331,7 @@ class _Builder:
         divisor = wide.divisors[channel]
         if gain == 0:
             offset, divisor = stairs.offsets[channel], stairs.divisors[channel]
-        p = Param(bias, {0: 0, 1: 1, -1: 2}[gain], 1, offset, divisor)
+        p = Param(bias, GAINS[gain], offset, divisor)
         return self._checked(where, p, offset_bits)
 
     def _checked(self, where: str, p: Param, offset_bits: int) -> Param:
@@ -418,10 +417,6 @@ class _Builder:
                 "down": down,
                 "pad_top": op.pads.top,
                 "pad_left": op.pads.left,
-                "kernel_h_less": arith.POOL_KERNEL - 1,
-                "kernel_w_less": arith.POOL_KERNEL - 1,
-                "height_in": source.height,
-                "width_in": _tiles(source.width, g),
                 "height_out_less": out.height - 1,
                 "tiles_less": _tiles(out.width, g) - 1,
                 "tail_less": (out.width - 1) % g.pixel_lanes,
@@ -431,53 +426,75 @@ class _Builder:
                 "res_plane": out.height * _tiles(out.width, g),
                 "res_back": 1,
             }
-            | self._steps(
+            | self._walk(
                 first=self.regions[op.source].first,
-                plane=source.height * _tiles(source.width, g),
-                pads=op.pads,
-                width=_tiles(source.width, g),
-                kernel=(arith.POOL_KERNEL, 1),
-                span=arith.POOL_KERNEL - 1,
+                size=(source.height, _tiles(source.width, g)),
                 words=1,
+                kernel=(arith.POOL_KERNEL, arith.POOL_KERNEL),
+                pads=op.pads,
+                stride=2,
                 tiles=(out.height, _tiles(out.width, g)),
-                onward=(2, 2),
-                next_group=True,
+                pixels=1,
+                next_plane=True,
             )
         )
 
-    def _steps(
+    def _walk(
         self,
         first: int,
-        plane: int,
-        pads: arith.Pads,
-        width: int,
-        kernel: tuple[int, int],
-        span: int,
+        size: tuple[int, int],
         words: int,
+        kernel: tuple[int, int],
+        pads: arith.Pads,
+        stride: int,
         tiles: tuple[int, int],
-        onward: tuple[int, int],
-        next_group: bool = False,
+        pixels: int,
+        next_plane: bool = False,
     ) -> dict[str, int]:
-        """Addresses of the window walk (`hw.fetch`), each relative to the word before.
+        """How windows walk over a map: reads (`hw.fetch`) and the buffer's order (`hw.window`).
 
-        ``span`` words from a window row's first word to its last; ``onward`` is how far the next
-        tile row and the next tile are, in rows and words.
+        Parameters
+        ----------
+        first : int
+            Address of the map's first word.
+        size, tiles : (rows, columns) of the map in words, and of tiles
+        words : int
+            Memory words a pixel has; they lie a map apart.
+        pixels : int
+            Neighbouring windows of a tile.
+        next_plane : bool
+            Each group walks over the next plane instead of the same words again.
         """
-        rows, lines, across = kernel[0], tiles[0], tiles[1]
-        row_start = -span
-        window_start = row_start - (words - 1) * plane - (rows - 1) * width
-        line_start = window_start - (across - 1) * onward[1]
-        group_start = line_start - (lines - 1) * onward[0] * width
-        steps = {
-            "in_first": first - pads.top * width - pads.left,
-            "step_word": row_start + plane,
-            "step_row": row_start - (words - 1) * plane + width,
-            "step_tile": window_start + onward[1],
-            "step_line": line_start + onward[0] * width,
-            "step_group": group_start + (plane if next_group else 0),
+        (height, width), (rows, across), (lines, tiles_a_row) = size, kernel, tiles
+        plane = height * width
+        columns = (tiles_a_row * pixels - 1) * stride + across
+        column_words = rows * words
+        window = across * column_words
+        # Each step is from the last word of what ends to the first of what follows.
+        row_step = width - (words - 1) * plane
+        column_step = row_step - rows * width + 1
+        line_step = column_step - columns + stride * width
+        group_step = line_step - lines * stride * width + (plane if next_plane else 0)
+        memory, ring = (1 << self.geometry.address_bits), 2 * self.geometry.window_depth
+        return {
+            "pad_top": pads.top,
+            "pad_left": pads.left,
+            "kernel_h_less": rows - 1,
+            "words_less": words - 1,
+            "columns_less": columns - 1,
+            "column_last": width + pads.left - 1,
+            "row_last": height + pads.top - 1,
+            "window_less": window - 1,
+            "turn_less": window - 1,
+            "step_window": (1 - window + pixels * stride * column_words) % ring,
+            "step_pixel": stride * column_words if pixels > 1 else 0,
+            "in_first": (first - pads.top * width - pads.left) % memory,
+            "step_word": plane % memory,
+            "step_row": row_step % memory,
+            "step_column": column_step % memory,
+            "step_line": line_step % memory,
+            "step_group": group_step % memory,
         }
-        mask = (1 << self.geometry.address_bits) - 1
-        return {name: step & mask for name, step in steps.items()} | {"span": span}
 
     @staticmethod
     def _short_edges(op: Pool, source: Tensor) -> dict[str, int]:
@@ -508,21 +525,16 @@ class _Builder:
             )
         channels = 3 * g.tap_lanes if f.first else source.channels
         words = -(-channels // g.word_channels)
-        last_lanes = channels - (words - 1) * g.word_channels
         record = self._blank() | self._window(f, op, source, out, words, i)
         digits = arith.slices(np.array(source.zero), source.bits, g.activation_bits)
         record |= {
             "pad": int(digits[i]),
-            "words_less": words - 1,
-            "halves_less": -(-last_lanes // g.input_lanes) - 1,
             "height_out_less": out.height - 1,
             "tiles_less": _tiles(out.width, g) - 1,
             "tail_less": (out.width - 1) % g.pixel_lanes,
             "groups_less": _groups(out.channels, g) - 1,
+            "weight_words": (record["turn_less"] + 1) * g.halves,
         }
-        taps = (record["kernel_h_less"] + 1) * (record["kernel_w_less"] + 1)
-        steps = (words - 1) * g.halves + record["halves_less"] + 1
-        record["weight_words"] = steps * (1 if f.summed else taps)
         if record["weight_words"] > g.weight_depth:
             raise CapacityError(
                 f"{f.name}: a group of weights needs {record['weight_words']} words, but the "
@@ -548,7 +560,7 @@ class _Builder:
         if op.pads.left > 1 or op.pads.top > 1:
             raise CapacityError(f"{f.name}: pads before the map must be 0 or 1, not {op.pads}")
         first = self.regions[f.source].first
-        plane, pads = source.height * source.width, op.pads
+        pads = op.pads
         height, width = (source.height, source.width) if f.summed else (op.kernel,) * 2
         if f.first:
             if (op.kernel, op.stride, op.pads) != (3, 1, arith.Pads(1, 1, 1, 1)):
@@ -557,28 +569,27 @@ class _Builder:
                 )
             first += 2 + i * _input_plane(source)
             width, pads = 1, arith.Pads(1, 0, 1, 0)
-        spread = op.stride == 2
-        reach = (g.pixel_lanes - 1) * (2 if spread else 1) + width - 1
-        return {
-            "kernel_h_less": height - 1,
-            "kernel_w_less": width - 1,
-            "pad_top": pads.top,
-            "pad_left": pads.left,
-            "shared": int(f.summed),
-            "stride2": int(spread),
-            "height_in": source.height,
-            "width_in": source.width,
-        } | self._steps(
+        pixels = 1 if f.summed else g.pixel_lanes
+        walk = self._walk(
             first=first,
-            plane=plane,
-            pads=pads,
-            width=source.width,
-            kernel=(height, width),
-            span=reach,
+            size=(source.height, source.width),
             words=words,
+            kernel=(height, width),
+            pads=pads,
+            stride=op.stride,
             tiles=(out.height, _tiles(out.width, g)),
-            onward=(op.stride, g.pixel_lanes * op.stride),
+            pixels=pixels,
         )
+        span = walk["window_less"] + 1 + (pixels - 1) * walk["step_pixel"]
+        if span > g.window_depth and not f.summed:
+            raise CapacityError(
+                f"{f.name}: a window needs {span} words, but the engine's buffer has "
+                f"{g.window_depth}",
+                f"an engine with window_depth {1 << (span - 1).bit_length()}",
+            )
+        if f.summed:
+            walk["turn_less"] = words - 1
+        return walk | {"shared": int(f.summed), "stride2": int(op.stride == 2)}
 
     def _finish(self, f: Fused, out: Tensor, i: int, slices: int) -> dict[str, int]:
         """What happens to the accumulators of slice i."""
@@ -648,7 +659,7 @@ class _Builder:
         return self.program[add.output].channels
 
     def _signs(self, f: Fused, op: Conv, record: Mapping[str, int]) -> NDArray[np.int8]:
-        """Weights in the order of the engine's steps: row, memory word, column, lanes."""
+        """Weights in the order of the engine's steps: column, row, memory word, lanes."""
         g = self.geometry
         signs = self.program.signs(op)
         if f.first:  # columns become lanes
@@ -663,18 +674,8 @@ class _Builder:
         full[:c_out, :c_in] = signs
         split = full.reshape(
             groups, g.output_lanes, words, g.halves, g.input_lanes, rows, columns
-        ).transpose(0, 5, 2, 6, 3, 1, 4)  # group, row, word, column, half, output, input
-        used = np.ones((words, g.halves), bool)
-        used[-1, record["halves_less"] + 1 :] = False
-        steps = [
-            split[:, y, w, x, h]
-            for y in range(rows)
-            for w in range(words)
-            for x in range(columns)
-            for h in range(g.halves)
-            if used[w, h]
-        ]
-        return np.stack(steps, axis=1)
+        ).transpose(0, 6, 5, 2, 3, 1, 4)  # group, column, row, word, half, output, input
+        return split.reshape(groups, -1, g.output_lanes, g.input_lanes)
 
     def _params(
         self, f: Fused, op: Conv, record: Mapping[str, int], signs: NDArray[np.int8]
@@ -687,7 +688,7 @@ class _Builder:
             stairs = f.quantise.staircase
             if record["requantise"]:
                 zero = self.program[f.quantise.output].zero
-        idle = Param(0, 0, 0, -zero, 1)
+        idle = Param(0, NO_CHANNEL, -zero, 1)
         return tuple(
             tuple(
                 self.param(f.name, stairs, c, bias[c]) if c < channels else idle
@@ -708,7 +709,7 @@ class _Builder:
         x = np.full(signs.shape, record["pad"], np.int64)
         acc = arith.pair_sum(x, same, negate).sum(axis=1)
         if f.summed:  # the same weights for every pixel
-            acc *= (record["kernel_h_less"] + 1) * (record["kernel_w_less"] + 1)
+            acc *= (record["window_less"] + 1) // (record["turn_less"] + 1)
         dropped = record["down"] - g.max_left_shift
         rounding = 1 << dropped >> 1 if dropped > 0 else 0
         return [int(rounding - a) for a in acc.reshape(-1)]

@@ -4,6 +4,9 @@ A step that has run leaves a stamp in ``.stamps``: the digest of its inputs, opt
 digests of its products, its result, and how long it took. While those hold it is not run again,
 and its stamp answers for it. Products appear whole (`write`), the stamp last: what an interrupted
 step left behind is never taken for its answer.
+
+What several builds have in common is run once for all of them: products of a step that is shared
+are also kept under the digest of its inputs, where the next build with those inputs finds them.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ import contextlib
 import hashlib
 import json
 import os
+import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,6 +26,9 @@ from typing import Any
 from compiler.errors import UsageError
 
 STAMPS = ".stamps"
+
+SHARED_KEPT = 16
+"""Shared results that are kept; those not used for the longest time go first."""
 
 Result = dict[str, Any]
 """What a step says beside its files, in JSON's types."""
@@ -124,6 +131,8 @@ class Stages:
         after it run even if nothing has changed.
     say : Say
         Told which step runs.
+    shared : Path or None
+        Folder of the results that builds share; None shares nothing.
     seconds : dict
         What each step took when it last ran.
     ran : list of str
@@ -134,6 +143,7 @@ class Stages:
     names: tuple[str, ...]
     start: str | None = None
     say: Say = silent
+    shared: Path | None = None
     seconds: dict[str, float] = field(default_factory=dict)
     ran: list[str] = field(default_factory=list)
 
@@ -154,8 +164,12 @@ class Stages:
         inputs: Sequence[object],
         products: Sequence[str],
         work: Callable[[], Result | None],
+        *,
+        share: bool = False,
     ) -> Result:
         """Run a step, or answer from its stamp; ``work`` writes the products.
+
+        With ``share`` the result is that of any build with the same inputs: see `shared`.
 
         Raises
         ------
@@ -176,6 +190,11 @@ class Stages:
                 "build without --from first",
             )
         stamp.unlink(missing_ok=True)
+        place = self.shared / f"{name}-{key[:20]}" if share and self.shared else None
+        if place and self.start is None and (found := self._borrow(place, products, stamp)):
+            self.seconds[name] = found["seconds"]
+            self._announce(name, "as another build has made it")
+            return dict(found["result"])
         self._announce(name)
         started = time.monotonic()
         result = json.loads(json.dumps(work() or {}))
@@ -188,7 +207,34 @@ class Stages:
             "result": result,
         }
         write(stamp, json.dumps(document, indent=1) + "\n")
+        if place:
+            self._lend(place, products, stamp)
         return dict(result)
+
+    def _borrow(self, place: Path, products: Sequence[str], stamp: Path) -> dict[str, Any] | None:
+        """Copy a shared result into the folder; returns its stamp, or None if it is not whole."""
+        try:
+            contents = {name: (place / name).read_bytes() for name in products}
+            document = dict(json.loads((place / stamp.name).read_text()))
+            told = {name: hashlib.sha256(data).hexdigest() for name, data in contents.items()}
+            if document["products"] != told:
+                return None
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        for name, data in contents.items():
+            write(self.folder / name, data)
+        write(stamp, json.dumps(document, indent=1) + "\n")
+        os.utime(place)
+        return document
+
+    def _lend(self, place: Path, products: Sequence[str], stamp: Path) -> None:
+        """Keep a result for other builds."""
+        place.mkdir(parents=True, exist_ok=True)
+        for path in (*(self.folder / name for name in products), stamp):
+            write(place / path.name, path.read_bytes())
+        oldest = sorted(place.parent.iterdir(), key=lambda path: path.stat().st_mtime)
+        for path in oldest[:-SHARED_KEPT]:
+            shutil.rmtree(path, ignore_errors=True)
 
     def _kept(self, stamp: Path, products: Sequence[str], key: str) -> dict[str, Any] | None:
         """What a stamp remembers, if it may be believed."""

@@ -9,13 +9,15 @@ from amaranth.lib.wiring import In, Out, connect, flipped
 from compiler import arith
 from compiler.geometry import Geometry
 from hw.divider import SerialDivider
-from hw.fetch import StepIssue, WindowFetch
+from hw.fetch import WindowFetch
 from hw.lanes import Lanes
+from hw.layout import memory_read, memory_write
 from hw.loader import Loader
 from hw.memory import ActivationMemory, MemoryArbiter
 from hw.pool import Pool
 from hw.requantise import Requantiser, TileCounter
 from hw.scorer import ANSWER, Scorer
+from hw.window import WindowBuffer
 from hw.writer import InputWriter
 
 
@@ -36,6 +38,9 @@ class Engine(wiring.Component):
     i_pixels : In(stream of 8)
         Bytes of a picture, (height, width, channel).
     o_answer : Out(stream of `hw.scorer.ANSWER`)
+    image_write : In(memory_write), image_read : In(memory_read)
+        The activation memory, for whoever keeps the Image in it. Written only before the first word
+        of `i_image`; read at any time, before the words of a window.
     num_pixels : Out(24)
         Bytes a picture has; 0 while there is no Image.
     num_classes : Out(8)
@@ -52,6 +57,8 @@ class Engine(wiring.Component):
                 "i_image": In(stream.Signature(geometry.stream_bits)),
                 "i_pixels": In(stream.Signature(8)),
                 "o_answer": Out(stream.Signature(ANSWER)),
+                "image_write": In(memory_write(geometry)),
+                "image_read": In(memory_read(geometry)),
                 "num_pixels": Out(24),
                 "num_classes": Out(8),
                 "busy": Out(1),
@@ -66,7 +73,7 @@ class Engine(wiring.Component):
         g = self._geometry
         m.submodules.loader = loader = Loader(g)
         m.submodules.fetch = fetch = WindowFetch(g)
-        m.submodules.issue = issue = StepIssue(g)
+        m.submodules.window = window = WindowBuffer(g)
         m.submodules.lanes = lanes = Lanes(g)
         m.submodules.pool = pool = Pool(g)
         m.submodules.requantiser = requantiser = Requantiser(g)
@@ -84,11 +91,14 @@ class Engine(wiring.Component):
                 "residual_write": "write",
                 "activation_write": "write",
                 "input_write": "write",
+                "image_write": "write",
+                "image_read": "read",
+                # Last: it reads ahead, so it can wait, and it alone knows late whether it asks.
                 "fetch": "read",
             },
         )
         record = loader.record
-        for block in (fetch, issue, pool, requantiser, tiles):
+        for block in (fetch, window, pool, requantiser, tiles):
             m.d.comb += block.record.eq(record)
         m.d.comb += [
             tiles.restart.eq(self.layer_start),
@@ -102,36 +112,37 @@ class Engine(wiring.Component):
         connect(m, requantiser.activation_write, arbiter.activation_write)
         connect(m, writer.memory, arbiter.input_write)
         connect(m, fetch.memory, arbiter.fetch)
+        connect(m, flipped(self.image_write), arbiter.image_write)
+        connect(m, flipped(self.image_read), arbiter.image_read)
         m.d.comb += [
-            memory.enable.eq(arbiter.enable),
             memory.write.eq(arbiter.write),
             memory.address.eq(arbiter.address),
             memory.write_data.eq(arbiter.write_data),
             memory.write_mask.eq(arbiter.write_mask),
             arbiter.read_data.eq(memory.read_data),
         ]
-        self._compute(m, record, fetch, issue, pool, lanes, loader, requantiser)
+        self._compute(m, fetch, window, pool, lanes, loader, requantiser)
         self._divide(m, record, loader, requantiser, divider, writer, scorer)
-        self._control(m, record, loader, fetch, pool, requantiser, writer)
+        self._control(m, record, loader, fetch, window, requantiser, writer)
         connect(m, flipped(self.i_image), loader.i)
         connect(m, scorer.o, flipped(self.o_answer))
         return m
 
-    def _compute(self, m, record, fetch, issue, pool, lanes, loader, requantiser) -> None:
+    def _compute(self, m, fetch, window, pool, lanes, loader, requantiser) -> None:
         """Window words to the lanes or the pool, and on to the requantiser."""
+        connect(m, window.o_pool, pool.i)
         m.d.comb += [
-            issue.i.payload.eq(fetch.o.payload),
-            pool.i.payload.eq(fetch.o.payload),
-            issue.i.valid.eq(fetch.o.valid & ~record.pool),
-            pool.i.valid.eq(fetch.o.valid & record.pool),
-            fetch.o.ready.eq((issue.i.ready & ~record.pool) | (pool.i.ready & record.pool)),
-            lanes.valid.eq(issue.valid),
-            lanes.x.eq(issue.x),
-            lanes.last.eq(issue.last),
-            loader.weight_address.eq(issue.weight_address),
+            fetch.room.eq(window.room),
+            window.mark.eq(fetch.start),
+            window.coming.eq(fetch.coming),
+            window.data.eq(fetch.data),
+            window.gate.eq(requantiser.gate),
+            lanes.valid.eq(window.valid),
+            lanes.x.eq(window.x),
+            lanes.last.eq(window.last),
+            loader.weight_address.eq(window.weight_address),
             lanes.weights.eq(loader.weights),
-            issue.gate.eq(requantiser.gate),
-            requantiser.start.eq(issue.valid & issue.last),
+            requantiser.start.eq(window.valid & window.last),
             requantiser.sums.eq(lanes.sums),
             requantiser.captured.eq(lanes.captured),
             requantiser.pooled.eq(pool.value),
@@ -159,7 +170,7 @@ class Engine(wiring.Component):
             requantiser.quotient_done.eq(writer.q_valid | (scores & ~kept) | scorer.taken),
         ]
 
-    def _control(self, m, record, loader, fetch, pool, requantiser, writer) -> None:
+    def _control(self, m, record, loader, fetch, window, requantiser, writer) -> None:
         """Pictures, layers, groups."""
         ready_groups = Signal(2)
         started = Signal(len(record.groups_less) + 1)
@@ -215,10 +226,11 @@ class Engine(wiring.Component):
                 m.d.comb += self.busy.eq(1)
                 m.d.comb += launch.eq(
                     ~fetch.busy
+                    & ~window.marked
                     & (started <= record.groups_less)
                     & (record.pool | (ready_groups != 0))
                 )
-                with m.If((finished > record.groups_less) & ~requantiser.writing):
+                with m.If(finished > record.groups_less):
                     m.d.comb += self.layer_done.eq(1)
                     m.next = "ask"
                     with m.If(record.last):

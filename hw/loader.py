@@ -49,8 +49,8 @@ class Loader(wiring.Component):
                 "group_done": In(1),
                 "image_done": In(1),
                 "error": Out(1),
-                "param_address": In(range(2 * g.output_lanes * g.param_words)),
-                "param_data": Out(g.stream_bits),
+                "param_address": In(range(2 * g.output_lanes)),
+                "param_data": Out(g.param_words * g.stream_bits),
                 "weight_address": In(range(g.weight_depth)),
                 "weights": Out(g.weight_bits),
             }
@@ -61,7 +61,8 @@ class Loader(wiring.Component):
         g = self._geometry
         header_words, record_words = g.words(g.header_fields), g.words(g.record_fields)
         # The first words only say what the rest is; they are checked and not kept.
-        expected = [MAGIC, g.digest]
+        known = MAGIC | g.digest << 32
+        expected = [known >> at & (1 << g.stream_bits) - 1 for at in range(0, 64, g.stream_bits)]
         header = Signal((header_words - len(expected)) * g.stream_bits)
         record = Signal(record_words * g.stream_bits)
         m.d.comb += [
@@ -155,24 +156,30 @@ class Loader(wiring.Component):
     def _params(self, m: Module) -> tuple[Signal, Signal, Signal]:
         """Two banks, filled in turn; returns (put a word, a bank is free, it is the input's)."""
         g = self._geometry
-        size = g.output_lanes * g.param_words
+        size, parts = g.output_lanes, g.param_words
         put, room = Signal(name="put_param"), Signal(name="room_param")
-        m.submodules.params = mem = memory.Memory(shape=g.stream_bits, depth=2 * size, init=[])
-        write, read = mem.write_port(), mem.read_port()
+        m.submodules.params = mem = memory.Memory(
+            shape=parts * g.stream_bits, depth=2 * size, init=[]
+        )
+        write, read = mem.write_port(granularity=g.stream_bits), mem.read_port()
         bank, index = Signal(), Signal(range(max(size, 2)))
+        part = Signal(range(max(parts, 2)))
+        complete = put & (part == parts - 1)
         held = Signal(range(3))  # groups whose parameters are loaded, or being loaded
         of_input = Signal()  # whose channels may leave a bank part empty: `input_done` ends it
-        last = put & (index == size - 1) & ~of_input
+        last = complete & (index == size - 1) & ~of_input
         m.d.comb += [
-            write.en.eq(put),
-            write.addr.eq(Mux(bank, size, 0) + index),
-            write.data.eq(self.i.payload),
+            write.en.eq(put << part),
+            write.addr.eq(Cat(index, bank) if size > 1 else bank),
+            write.data.eq(self.i.payload.replicate(parts)),
             read.addr.eq(self.param_address),
             self.param_data.eq(read.data),
             room.eq(held != 2),
         ]
         with m.If(put):
-            m.d.sync += index.eq(index + 1)
+            m.d.sync += part.eq(part + 1)
+        with m.If(complete):
+            m.d.sync += [part.eq(0), index.eq(index + 1)]
         with m.If(last | self.input_done):
             m.d.sync += [bank.eq(~bank), index.eq(0)]
         m.d.sync += held.eq(held + last - self.group_done)

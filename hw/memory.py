@@ -16,8 +16,9 @@ SPRAM_BITS = 16
 class ActivationMemory(wiring.Component):
     """Single-ported memory with a write mask bit a lane.
 
-    Timing: an access takes the cycle in which ``enable`` is high. ``read_data`` is valid in the
-    cycle after a read, and in no other: single-port RAM blocks give garbage after a write.
+    Timing: each cycle is an access: a write, or else a read, be it that nobody wants. ``read_data``
+    is valid in the cycle after a read, and in no other: single-port RAM blocks give garbage after a
+    write.
 
     Parameters
     ----------
@@ -37,7 +38,6 @@ class ActivationMemory(wiring.Component):
         self._primitive = primitive
         super().__init__(
             {
-                "enable": In(1),
                 "write": In(1),
                 "address": In(geometry.address_bits),
                 "write_data": In(geometry.word_bits),
@@ -60,10 +60,10 @@ class ActivationMemory(wiring.Component):
         read = mem.read_port()
         write = mem.write_port(granularity=g.activation_bits)
         m.d.comb += [
-            read.en.eq(self.enable & ~self.write),
+            read.en.eq(~self.write),
             read.addr.eq(self.address),
             self.read_data.eq(read.data),
-            write.en.eq((self.enable & self.write).replicate(g.word_channels) & self.write_mask),
+            write.en.eq(self.write.replicate(g.word_channels) & self.write_mask),
             write.addr.eq(self.address),
             write.data.eq(self.write_data),
         ]
@@ -88,7 +88,7 @@ class ActivationMemory(wiring.Component):
                 i_DATAIN=written[i * SPRAM_BITS : (i + 1) * SPRAM_BITS],
                 i_MASKWREN=mask[i * 4 : (i + 1) * 4],
                 i_WREN=self.write,
-                i_CHIPSELECT=self.enable,
+                i_CHIPSELECT=1,
                 i_CLOCK=ClockSignal(),
                 i_STANDBY=0,
                 i_SLEEP=0,
@@ -119,7 +119,6 @@ class MemoryArbiter(wiring.Component):
         self._clients = clients
         signatures = {"read": memory_read(geometry), "write": memory_write(geometry)}
         ports = {
-            "enable": Out(1),
             "write": Out(1),
             "address": Out(geometry.address_bits),
             "write_data": Out(geometry.word_bits),
@@ -135,14 +134,21 @@ class MemoryArbiter(wiring.Component):
             client = getattr(self, name)
             m.d.comb += client.ready.eq(~taken)
             taken = taken | client.valid
-        m.d.comb += self.enable.eq(taken)
-        # Lowest priority first: what no client asks for may be anything.
-        for name, kind in reversed(self._clients.items()):
-            client = getattr(self, name)
+        for name, kind in self._clients.items():
             if kind == "read":
-                m.d.comb += client.data.eq(self.read_data)
-            with m.If(client.valid):
-                m.d.comb += [self.address.eq(client.address), self.write.eq(kind == "write")]
+                m.d.comb += getattr(self, name).data.eq(self.read_data)
+        # Lowest priority first. The last one's address stands there anyway: whether it asks is
+        # known late, and a read that nobody wants does no harm.
+        *others, (last, kind) = self._clients.items()
+        m.d.comb += self.address.eq(getattr(self, last).address)
+        if kind == "write":
+            m.d.comb += self.write.eq(getattr(self, last).valid)
+        for name, kind in reversed(others):
+            with m.If(getattr(self, name).valid):
+                m.d.comb += [
+                    self.address.eq(getattr(self, name).address),
+                    self.write.eq(kind == "write"),
+                ]
         writers = [getattr(self, n) for n, kind in self._clients.items() if kind == "write"]
         m.d.comb += [
             self.write_data.eq(writers[-1].data),

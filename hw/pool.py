@@ -8,19 +8,18 @@ from amaranth.lib.wiring import In, Out
 
 from compiler import arith
 from compiler.geometry import Geometry
-from hw.fetch import word_layout
 from hw.layout import struct
 from hw.requantise import TILE, pooled_bits, value_layout
 
 COLUMNS = arith.POOL_KERNEL
-"""Memory words a window row takes: enough for pixel_lanes neighbouring windows at stride 2."""
+"""Columns of memory words: enough for pixel_lanes neighbouring windows at stride 2."""
 
 
 def covers(word: int, pixel_in: int, pixel_out: int, lanes: int, pad: int) -> bool:
-    """Whether window ``pixel_out`` holds pixel ``pixel_in`` of the row's ``word``-th memory word.
+    """Whether window ``pixel_out`` holds pixel ``pixel_in`` of the ``word``-th column of words.
 
     Counted from the tile's first output: window p spans columns 2p - pad .. 2p - pad + 2, and with
-    a pad the row's first word is the one to the left.
+    a pad the first column of words is the one to the left.
     """
     column = (word - pad) * lanes + pixel_in
     return 0 <= column - (2 * pixel_out - pad) < arith.POOL_KERNEL
@@ -29,7 +28,7 @@ def covers(word: int, pixel_in: int, pixel_out: int, lanes: int, pad: int) -> bo
 class Pool(wiring.Component):
     """Window sums of `compiler.arith.pool` before its right shift, a memory word of them at a time.
 
-    Takes nine words a tile (three rows of three), one a cycle and then a pause, and gives
+    Takes nine words a tile (three columns of three), one a cycle and then a pause, and gives
     residual_lanes values, one a cycle, while the next tile's words come in. Pixels outside the map
     read as 0.
 
@@ -51,7 +50,7 @@ class Pool(wiring.Component):
                 "record": In(struct(geometry.record_fields)),
                 "tile": In(TILE),
                 "tile_step": Out(1),
-                "i": In(stream.Signature(word_layout(geometry))),
+                "i": In(stream.Signature(geometry.word_bits)),
                 "value": Out(signed(pooled_bits(geometry))),
                 "place": Out(value_layout(geometry)),
             }
@@ -66,9 +65,9 @@ class Pool(wiring.Component):
         last_row = row == arith.POOL_KERNEL - 1
         m.d.sync += full.eq(taken & last_column & last_row)
         with m.If(taken):
-            m.d.sync += column.eq(Mux(last_column, 0, column + 1))
-            with m.If(last_column):
-                m.d.sync += row.eq(Mux(last_row, 0, row + 1))
+            m.d.sync += row.eq(Mux(last_row, 0, row + 1))
+            with m.If(last_row):
+                m.d.sync += column.eq(Mux(last_column, 0, column + 1))
         sums = self._sum(m, column, full)
         self._emit(m, full, sums)
         return m
@@ -83,8 +82,7 @@ class Pool(wiring.Component):
         sums = []
         for c in range(g.residual_channels):
             pixels = [
-                self.i.payload.data.word_select(c * lanes + q, width).as_signed()
-                for q in range(lanes)
+                self.i.payload.word_select(c * lanes + q, width).as_signed() for q in range(lanes)
             ]
             # Of two, a window that holds one alone holds the one away from the pad.
             alone = Signal(signed(width), name=f"alone{c}")

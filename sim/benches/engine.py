@@ -7,6 +7,9 @@ from collections.abc import Iterator
 
 import cocotb
 import numpy as np
+from amaranth.hdl import Module, Signal
+from amaranth.lib import wiring
+from amaranth.lib.wiring import connect, flipped
 from cocotb.triggers import ClockCycles, RisingEdge, with_timeout
 
 from compiler.geometry import Geometry
@@ -39,9 +42,44 @@ def design():
     return {"": (component, {"sources": models}, given)}
 
 
-def engine(geometry: Geometry, primitive: str = "inferred") -> tuple[Engine, list[str]]:
+class ServedEngine(wiring.Component):
+    """An engine whose Image comes as fast as `hw.store` serves it, but from the bench's stream.
+
+    Each word takes the activation memory's port for a cycle, when the engine wants one, and comes
+    in the next: so the cycles are those of an engine on a board, for Images one after another.
+
+    Members
+    -------
+    those of `hw.engine.Engine`, less image_read and image_write
+    """
+
+    def __init__(self, geometry: Geometry, primitive: str = "inferred") -> None:
+        self._engine = Engine(geometry, primitive)
+        members = self._engine.signature.members
+        own = ("image_read", "image_write")
+        super().__init__({name: members[name] for name in members if name not in own})
+
+    def elaborate(self, platform):
+        m = Module()
+        m.submodules.engine = inner = self._engine
+        connect(m, flipped(self.i_pixels), inner.i_pixels)
+        connect(m, inner.o_answer, flipped(self.o_answer))
+        for name in ("num_pixels", "num_classes", "busy", "error", "layer_start", "layer_done"):
+            m.d.comb += getattr(self, name).eq(getattr(inner, name))
+        arrived, read = Signal(), inner.image_read
+        m.d.sync += arrived.eq(read.valid & read.ready)
+        m.d.comb += [
+            read.valid.eq(inner.i_image.ready & self.i_image.valid & ~arrived),
+            inner.i_image.valid.eq(arrived),
+            inner.i_image.payload.eq(self.i_image.payload),
+            self.i_image.ready.eq(arrived),
+        ]
+        return m
+
+
+def engine(geometry: Geometry, primitive: str = "inferred") -> tuple[ServedEngine, list[str]]:
     """An engine and the cell models it needs."""
-    return Engine(geometry, primitive), (["SB_SPRAM256KA"] if primitive == "spram" else [])
+    return ServedEngine(geometry, primitive), (["SB_SPRAM256KA"] if primitive == "spram" else [])
 
 
 class Memory:
@@ -88,7 +126,7 @@ class Watcher:
         self.classes: list[int] = []
         self.records: list[np.ndarray] = []
         self._engine, self._layers = engine, layers
-        self._memory = Memory(engine, geometry)
+        self._memory = Memory(engine.engine, geometry)
         self._task = cocotb.start_soon(self._watch(RisingEdge(engine.clk)))
 
     async def _watch(self, edge) -> None:
@@ -181,12 +219,14 @@ async def refuses(dut):
     given = bench.parameters()
     words, picture = given["words0"].tolist(), given["pixels0"][0].tolist()
     rng = random.Random(cocotb.RANDOM_SEED)
-    garbage = [rng.getrandbits(32) for _ in words]
+    bits = Geometry(**given["geometry"]).stream_bits
+    garbage = [rng.getrandbits(bits) for _ in words]
+    at = 63 // bits  # the word that ends with the geometry's digest
     faults = {
         "garbage": garbage,
         "zeros": [0] * len(words),
         "magic": [words[0] ^ 1, *words[1:]],
-        "geometry": [words[0], words[1] ^ 1 << 31, *words[2:]],
+        "geometry": [*words[:at], words[at] ^ 1 << bits - 1, *words[at + 1 :]],
         "shifted": words[1:],
     }
     if "foreign" in given:

@@ -16,9 +16,10 @@ from sim.benches.points import Points, Ports, join, split
 
 POINTS = {
     "plain": Geometry(output_lanes=4),
-    "small": Geometry(input_lanes=4, pixel_lanes=1),
-    "deep": Geometry(activation_bits=3, input_lanes=16, output_lanes=2),
-    "shallow": Geometry(input_lanes=2, output_lanes=16, pixel_lanes=1),
+    "small": Geometry(input_lanes=4, stream_bits=32),
+    "deep": Geometry(activation_bits=3, output_lanes=2, stream_bits=32),
+    "shallow": Geometry(input_lanes=2, output_lanes=16, stream_bits=32),
+    "pair": Geometry(input_lanes=8, output_lanes=4, pixel_lanes=2, stream_bits=32),
 }
 """Output lanes are all alike, so few of them do: each costs a second of compilation."""
 
@@ -30,6 +31,7 @@ GRID = {
         pixel_lanes=p,
         word_channels=32,
         accumulator_bits=b + 10,
+        stream_bits=32,
     )
     for b in (2, 5, 8)
     for i, o, p in ((2, 16, 1), (8, 8, 4), (16, 16, 2), (32, 4, 4))

@@ -34,6 +34,7 @@ GRID = {
             activation_bits=b,
             word_channels=words,
             memory_depth=256,
+            input_lanes=8,
             pixel_lanes=1 + words // 32,
         ),
         primitive,
@@ -63,7 +64,7 @@ class SharedMemory(wiring.Component):
         m.submodules.memory, m.submodules.arbiter = self._memory, self._arbiter
         for name in CLIENTS:
             connect(m, flipped(getattr(self, name)), getattr(self._arbiter, name))
-        for name in ("enable", "write", "address", "write_data", "write_mask"):
+        for name in ("write", "address", "write_data", "write_mask"):
             m.d.comb += getattr(self._memory, name).eq(getattr(self._arbiter, name))
         m.d.comb += self._arbiter.read_data.eq(self._memory.read_data)
         return m

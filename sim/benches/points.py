@@ -13,7 +13,14 @@ from amaranth.lib.wiring import Out, connect, flipped
 from compiler.geometry import Geometry
 from hw.layout import struct
 
-SMALL = Geometry(input_lanes=4, output_lanes=8, pixel_lanes=1, memory_depth=1024, weight_depth=128)
+SMALL = Geometry(
+    input_lanes=4,
+    output_lanes=8,
+    memory_depth=1024,
+    window_depth=64,
+    weight_depth=128,
+    stream_bits=32,
+)
 """A geometry unlike the default one in whatever can differ."""
 
 WIDE = Geometry(
@@ -25,20 +32,23 @@ WIDE = Geometry(
     memory_depth=2048,
     max_left_shift=7,
     shift_bits=4,
+    stream_bits=32,
 )
 """Four pixels at once, three slices of the input, and words of a width that is no power of two."""
 
 
 EIGHT = Geometry(
     activation_bits=8,
-    pixel_lanes=1,
     accumulator_bits=21,
     bias_bits=16,
     offset_bits=32,
     divisor_bits=24,
     memory_depth=2048,
 )
-"""Eight bits: the input in one slice, parameters in three words."""
+"""Eight bits: the input in one slice, parameters of two words."""
+
+PAIR = Geometry(input_lanes=8, output_lanes=4, pixel_lanes=2, memory_depth=2048, stream_bits=32)
+"""Two pixels at once, and two steps a memory word."""
 
 
 class Points(wiring.Component):

@@ -16,19 +16,19 @@ from compiler import arith
 from compiler.geometry import Geometry
 from compiler.program import Pool as PoolOp
 from compiler.schedule import Layer, Schedule, schedule
-from hw.fetch import word_layout
 from hw.layout import struct
 from hw.pool import Pool
 from hw.requantise import TileCounter, value_layout
 from sim import bench
-from sim.benches.fetch import pool_addresses
 from sim.benches.networks import PADDINGS, random_program
-from sim.benches.points import SMALL, WIDE, Points, Ports, fields, join, split
+from sim.benches.points import PAIR, SMALL, WIDE, Points, Ports, fields, join, split
+from sim.benches.window import pool_addresses
 from sim.drivers import STALLS, StreamSource
 
-POINTS = {"plain": Geometry(memory_depth=4096), "small": SMALL}
+POINTS = {"plain": Geometry(memory_depth=4096), "pair": PAIR}
 
 GRID = POINTS | {
+    "small": SMALL,
     "wide": WIDE,
     "narrow": replace(SMALL, residual_bits=14),
     "twenty": replace(WIDE, residual_bits=20),
@@ -50,7 +50,7 @@ class Pooling(wiring.Component):
             {
                 "record": In(struct(geometry.record_fields)),
                 "restart": In(1),
-                "i": In(stream.Signature(word_layout(geometry))),
+                "i": In(stream.Signature(geometry.word_bits)),
                 "value": Out(self._pool.value.shape()),
                 "place": Out(value_layout(geometry)),
             }

@@ -20,15 +20,17 @@ from compiler.schedule import Layer, Schedule, schedule
 from hw import pool as pooling
 from hw.requantise import Requantiser, TileCounter
 from sim import bench
-from sim.benches.fetch import pool_addresses
 from sim.benches.loader import param_words
 from sim.benches.networks import PADDINGS, random_program
-from sim.benches.points import EIGHT, SMALL, WIDE, Points, Ports, fields, join, split
+from sim.benches.points import EIGHT, PAIR, SMALL, WIDE, Points, Ports, fields, join, split
+from sim.benches.window import pool_addresses
 
-POINTS = {"plain": Geometry(output_lanes=4, memory_depth=4096), "small": SMALL}
+POINTS = {"plain": Geometry(memory_depth=4096), "pair": PAIR}
 
 GRID = POINTS | {
+    "small": SMALL,
     "wide": WIDE,
+    "two": replace(SMALL, activation_bits=2, word_channels=32, max_left_shift=8, shift_bits=4),
     "narrow": replace(SMALL, residual_bits=14, weight_depth=256),
     "eight": EIGHT,
 }
@@ -56,7 +58,6 @@ PASSED_ON = [
     "quotient_start",
     "quotient_done",
     "group_done",
-    "writing",
 ]
 
 
@@ -145,15 +146,12 @@ class _Bench:
         self.draw = np.random.default_rng([cocotb.RANDOM_SEED, len(name)])
         self.latency = geometry.lane_cycles
         self.memory: dict[int, np.ndarray] = {}  # lanes, or after a residual the word's digits
-        self.params = [0] * (2 * geometry.output_lanes * geometry.param_words)
+        self.params = [0] * (2 * geometry.output_lanes)
         self.bank = self.groups = 0
         self.serial: list[tuple[int, int]] = []
         self.tiles: list[list[int]] = []
         self.words: list[int] = []
         self.bytes: list[int] = []
-        # All of a tile's writes of activations must be done when the next tile's come.
-        self.patience = (geometry.tile_cycles - 1) // geometry.pixel_lanes - 1
-        self.stall = 0.5
         cocotb.start_soon(self._cycles())
 
     def noise(self, bits: int) -> int:
@@ -163,7 +161,7 @@ class _Bench:
     async def _cycles(self) -> None:
         ports, g, rng = self.ports, self.g, self.rng
         due: dict[int, list[int]] = {}
-        cycle = waited = divided = 0
+        cycle = divided = 0
         address, read = 0, None
         while True:
             sums = due.pop(cycle, None)
@@ -171,11 +169,9 @@ class _Bench:
             ports.captured.value = int(sums is not None)
             ports.sums.value = self.noise(width) if sums is None else join(sums, g.accumulator_bits)
             known = address < len(self.params)
-            ports.param_data.value = self.params[address] if known else self.noise(32)
+            ports.param_data.value = self.params[address] if known else self.noise(g.stream_bits)
             ports.residual_read__data.value = self.noise(g.word_bits) if read is None else read
             ports.want.value = int(bool(self.tiles) and rng.random() < 0.8)
-            ready = int(rng.random() >= self.stall or waited >= self.patience)
-            ports.activation_write__ready.value = ready
             give = bool(self.words) and rng.random() < 0.8
             ports.i_pool__valid.value = int(give)
             ports.i_pool__payload.value = self.words[0] if give else self.noise(g.word_bits)
@@ -200,10 +196,10 @@ class _Bench:
             if writes:
                 self.write(ports.residual_write__address, ports.residual_write__data, -1)
             if ports.activation_write__valid.value == 1:
-                waited = 0 if ready else waited + 1
-                if ready:
-                    mask = int(ports.activation_write__mask.value)
-                    self.write(ports.activation_write__address, ports.activation_write__data, mask)
+                taken = writes or read is not None
+                assert not taken, f"{self.name}: an activation is written beside a residual"
+                mask = int(ports.activation_write__mask.value)
+                self.write(ports.activation_write__address, ports.activation_write__data, mask)
             if ports.quotient_start.value == 1:
                 y = int(split(int(ports.dividend.value), len(ports.dividend), 1, signed=True)[0])
                 quotient = arith.restoring_division(y, int(ports.divisor.value), arith.SCORE_BITS)
@@ -230,9 +226,8 @@ class _Bench:
         """A group's parameters into the next bank."""
         at = self.bank * len(self.params) // 2
         for p in params:
-            for word in param_words(p, self.g):
-                self.params[at] = word
-                at += 1
+            self.params[at] = join(param_words(p, self.g), self.g.stream_bits)
+            at += 1
         self.bank ^= 1
 
     # -- the input ---------------------------------------------------------------------------
@@ -291,8 +286,6 @@ class _Bench:
             self.tiles += tiles
             while self.groups <= n:
                 await self.edge
-        while self.ports.writing.value == 1:
-            await self.edge
         for _ in range(3):
             await self.edge
         if r["last"]:
@@ -374,7 +367,6 @@ class _Bench:
 async def _run(dut, name: str, geometry: Geometry, networks: int) -> int:
     point, layers = _Bench(dut, name, geometry), 0
     for plan in cases(geometry, networks):
-        point.stall = point.rng.choice((0.0, 0.5, 0.95))
         values: dict[str, np.ndarray] = {}
         await point.input(plan)
         for layer in plan.layers:
@@ -388,7 +380,7 @@ async def _run(dut, name: str, geometry: Geometry, networks: int) -> int:
 
 @cocotb.test()
 async def requantises(dut):
-    """Every residual, activation and score of every layer, whatever holds the writes up."""
+    """Every residual, activation and score of every layer, no two in the same cycle."""
     given = bench.parameters()
     bench.start_clock(dut.clk)
     for name in given["points"]:
@@ -403,7 +395,8 @@ async def requantises(dut):
         ]:
             getattr(ports, port).value = 0
         ports.i_pool__valid.value = ports.captured.value = ports.record.value = 0
-        ports.residual_read__ready.value = ports.residual_write__ready.value = 1
+        for port in ("residual_read", "residual_write", "activation_write"):
+            getattr(ports, f"{port}__ready").value = 1
     await bench.reset(dut)
     tasks = [
         cocotb.start_soon(_run(dut, name, Geometry(**g), given["networks"]))

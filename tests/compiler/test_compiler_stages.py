@@ -7,7 +7,7 @@ import json
 import pytest
 
 from compiler.errors import UsageError
-from compiler.stages import STAMPS, Stages, digest, make_folder, write
+from compiler.stages import SHARED_KEPT, STAMPS, Stages, digest, make_folder, write
 
 NAMES = ("first", "second")
 
@@ -18,16 +18,17 @@ class Flow:
     def __init__(self, folder):
         self.folder = make_folder(folder)
 
-    def build(self, value=1, start=None):
-        self.stages = Stages(self.folder, NAMES, start)
+    def build(self, value=1, start=None, shared=None):
+        self.stages = Stages(self.folder, NAMES, start, shared=shared)
         a, b = self.folder / "a.txt", self.folder / "b.txt"
         self.stages.run("first", [value], ("a.txt",), lambda: write(a, str(value)))
-        self.stages.run("second", [a.read_text()], ("b.txt",), lambda: self.double(a, b))
+        self.stages.run("second", [a.read_text()], ("b.txt",), self._double, share=True)
         return b.read_text()
 
-    def double(self, a, b):
-        write(b, str(2 * int(a.read_text())))
-        return {"of": a.read_text()}
+    def _double(self):
+        a = (self.folder / "a.txt").read_text()
+        write(self.folder / "b.txt", str(2 * int(a)))
+        return {"of": a}
 
 
 @pytest.fixture
@@ -59,6 +60,57 @@ def test_does_not_believe(flow, change):
             stamp.write_text(stamp.read_text()[:40])
     assert flow.build(3) == "6"
     assert flow.stages.ran == ["second"]
+
+
+@pytest.fixture
+def another(flow, tmp_path):
+    """A second folder, and what it shares with the first."""
+    flow.build(3, shared=tmp_path / "shared")
+    return Flow(tmp_path / "another"), tmp_path / "shared"
+
+
+def test_takes_over_what_is_shared(flow, another):
+    """A step that is shared runs once for all folders; any other in each of them."""
+    second, shared = another
+    assert second.build(3, shared=shared) == "6"
+    assert second.stages.ran == ["first"]
+    assert second.stages.run("second", ["3"], ("b.txt",), list) == {"of": "3"}
+    assert second.build(3) == "6"
+    assert second.stages.ran == []
+    assert second.build(4, shared=shared) == "8"
+    assert second.stages.ran == ["first", "second"]
+
+
+@pytest.mark.parametrize("change", ["product damaged", "product gone", "stamp cut", "stamp gone"])
+def test_does_not_take_over_what_is_damaged(flow, another, change):
+    second, shared = another
+    (place,) = shared.iterdir()
+    match change:
+        case "product damaged":
+            (place / "b.txt").write_text("7")
+        case "product gone":
+            (place / "b.txt").unlink()
+        case "stamp cut":
+            (place / "second.json").write_text("{")
+        case "stamp gone":
+            (place / "second.json").unlink()
+    assert second.build(3, shared=shared) == "6"
+    assert second.stages.ran == ["first", "second"]
+
+
+def test_a_restart_takes_nothing_over(flow, another):
+    second, shared = another
+    second.build(3)
+    assert second.build(3, start="second", shared=shared) == "6"
+    assert second.stages.ran == ["second"]
+
+
+def test_shares_no_more_than_it_may(flow, tmp_path):
+    for value in range(SHARED_KEPT + 3):
+        flow.build(value, shared=tmp_path / "shared")
+    left = {(place / "b.txt").read_text() for place in (tmp_path / "shared").iterdir()}
+    assert len(left) == SHARED_KEPT
+    assert str(2 * (SHARED_KEPT + 2)) in left
 
 
 def test_starts_from_what_stands_there(flow):

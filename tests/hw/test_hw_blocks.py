@@ -10,16 +10,13 @@ from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
 from compiler.geometry import Geometry
-from compiler.image import Image
-from compiler.schedule import schedule
 from hw.divider import SerialDivider
 from hw.engine import Engine
+from hw.flash import WAKE_SECONDS, FlashReader
 from hw.memory import ActivationMemory, MemoryArbiter
 from hw.pool import Pool
-from hw.reader import RomReader
-from hw.requantise import Requantiser
+from hw.store import ImageStore
 from hw.top import Top
-from sim.benches.networks import random_program
 from sim.rtl import count_multipliers
 
 
@@ -29,9 +26,41 @@ def test_divider_wrong_steps(steps):
         SerialDivider(8, 8, steps)
 
 
-def test_reader_without_words():
-    with pytest.raises(ValueError, match=r"^words must not be empty$"):
-        RomReader([])
+@pytest.mark.parametrize("offset", [-1, 1 << 24])
+def test_flash_wrong_offset(offset):
+    with pytest.raises(ValueError, match=rf"^offset must be an address of 24 bits, not {offset}$"):
+        FlashReader(18e6, offset)
+
+
+@pytest.mark.parametrize("clock_hz", [0, 100.5e6])
+def test_flash_wrong_clock(clock_hz):
+    with pytest.raises(ValueError, match=r"^clock_hz must be at most 100 MHz, not"):
+        FlashReader(clock_hz, 0)
+
+
+@pytest.mark.parametrize("clock_hz", [1e6, 16e6, 18e6, 33e6, 100e6])
+def test_flash_waits_long_enough(clock_hz):
+    """What lies between the end of the wake-up and the first byte's bits: pause and command."""
+    between = FlashReader(clock_hz, 0).start_cycles - 16 - 16 - 1 - 64
+    assert between / clock_hz >= WAKE_SECONDS
+
+
+@pytest.mark.parametrize("bits", [3, 5, 6, 7])
+def test_store_wrong_activations(bits):
+    geometry = replace(Geometry(), activation_bits=bits, accumulator_bits=21)
+    with pytest.raises(
+        ValueError,
+        match=rf"^activation_bits must be 2, 4 or 8 for an Image in activation memory, not {bits}$",
+    ):
+        ImageStore(geometry)
+
+
+def test_store_wrong_words():
+    geometry = Geometry(activation_bits=2, pixel_lanes=1, stream_bits=64)
+    with pytest.raises(
+        ValueError, match=r"^stream_bits must be a multiple of 8 up to the memory's 32, not 64$"
+    ):
+        ImageStore(geometry)
 
 
 def test_memory_wrong_primitive():
@@ -54,17 +83,10 @@ def test_arbiter_wrong_kind():
 
 
 def test_pool_word_of_too_many_residuals():
-    geometry = Geometry(word_channels=64)
+    geometry = Geometry(input_lanes=4, output_lanes=16, word_channels=64)
     assert geometry.residual_lanes == 16
     with pytest.raises(ValueError, match=r"^residual_lanes must be at most 9, not 16$"):
         Pool(geometry)
-
-
-def test_requantiser_too_many_parameter_words():
-    geometry = Geometry(input_lanes=4, offset_bits=64, divisor_bits=32)
-    assert geometry.param_words == 4
-    with pytest.raises(ValueError, match=r"^param_words must be"):
-        Requantiser(geometry)
 
 
 # -- no multiplier ---------------------------------------------------------------------------------
@@ -88,8 +110,7 @@ def test_engine_has_no_multiplier():
 
 
 def test_top_has_no_multiplier():
-    image = Image.of(schedule(random_program(0), Geometry()))
-    assert count_multipliers(Top(image, 24e6, 1_000_000, "spram")) == 0
+    assert count_multipliers(Top(Geometry(), 24e6, 1_000_000, "spram", 1 << 20)) == 0
 
 
 def test_a_multiplier_would_be_found():

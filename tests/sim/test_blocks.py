@@ -10,14 +10,15 @@ from sim.runner import Simulation, default_seed
 
 BLOCKS = (
     "divider",
-    "fetch",
+    "flash",
     "lanes",
     "loader",
     "memory",
     "pool",
-    "reader",
     "requantise",
     "scorer",
+    "store",
+    "window",
     "writer",
 )
 

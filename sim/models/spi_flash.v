@@ -1,0 +1,105 @@
+// Behavioural model of an SPI NOR flash of 16 MiB, as far as reading goes: power-down (0xB9),
+// release from it (0xAB), and read (0x03). SPI mode 0.
+//
+// It starts powered down, as the configuration of an iCE40 leaves it. Powered down it obeys nothing
+// but 0xAB, and for WAKE_NS after that nothing at all. While it does not send, `cipo` is random: on
+// a board it floats. What a host must not do (timing, clock while deselected, commands cut short)
+// ends the simulation.
+//
+// +flash=FILE is written at byte +flash_offset=N (decimal); all else is erased. A bench can also
+// write `mem`.
+// Source of commands and times: Winbond W25Q128JV, revision F, tables 8.1 and 9.6.
+
+`timescale 1ns / 1ps
+
+module spi_flash #(
+    parameter SIZE     = 1 << 24,  // bytes
+    parameter WAKE_NS  = 3000.0,   // tRES1
+    parameter CLOCK_NS = 20.0,     // 1 / fR, of 0x03
+    parameter SELECT_NS = 5.0,     // tSLCH
+    parameter DESELECT_NS = 50.0   // tSHSL2
+) (
+    input      cs_n,
+    input      clk,
+    input      copi,
+    output reg cipo
+);
+    localparam POWER_DOWN = 8'hB9, RELEASE = 8'hAB, READ = 8'h03;
+
+    reg [7:0] mem [0:SIZE-1];
+
+    reg        asleep = 1;
+    realtime   awake_at = 0;    // obeys from then on
+    realtime   selected_at = 0, deselected_at = -1000, rose_at = -1000;
+    reg [7:0]  command = 0;
+    reg [23:0] address = 0;
+    reg        selected = 0;
+    reg        obeys = 0;       // this command
+    integer    bits = 0;        // taken since selection
+
+    string  file;
+    integer handle, offset, i, got;
+
+    initial begin
+        for (i = 0; i < SIZE; i = i + 1) mem[i] = 8'hFF;
+        if ($value$plusargs("flash=%s", file)) begin
+            if (!$value$plusargs("flash_offset=%d", offset)) offset = 0;
+            handle = $fopen(file, "rb");
+            if (handle == 0) $fatal(1, "spi_flash: cannot read %s", file);
+            got = $fread(mem, handle, offset);
+            $fclose(handle);
+        end
+    end
+
+    always @(negedge cs_n) begin
+        if (clk !== 0) $fatal(1, "spi_flash: clk must be low when cs_n falls (mode 0)");
+        if ($realtime - deselected_at < DESELECT_NS)
+            $fatal(1, "spi_flash: cs_n must stay high for %0.1f ns", DESELECT_NS);
+        selected = 1;
+        selected_at = $realtime;
+        bits  = 0;
+        obeys = $realtime >= awake_at;
+    end
+
+    always @(posedge cs_n) if (selected) begin
+        selected = 0;
+        if (bits < 8 || (command == READ && bits < 32))
+            $fatal(1, "spi_flash: command cut short after %0d bits", bits);
+        if (obeys && bits == 8) begin
+            if (command == RELEASE && asleep) begin
+                asleep   = 0;
+                awake_at = $realtime + WAKE_NS;
+            end
+            if (command == POWER_DOWN) asleep = 1;
+        end
+        deselected_at = $realtime;
+    end
+
+    always @(posedge clk) begin
+        if (cs_n) $fatal(1, "spi_flash: clk must rest while cs_n is high");
+        if ($realtime - selected_at < SELECT_NS || $realtime - rose_at < CLOCK_NS)
+            $fatal(1, "spi_flash: clk is too fast");
+        rose_at = $realtime;
+        if (bits < 8) command = {command[6:0], copi};
+        else if (bits < 32) address = {address[22:0], copi};
+        bits = bits + 1;
+        if (bits == 8) begin
+            if (command != POWER_DOWN && command != RELEASE && command != READ)
+                $fatal(1, "spi_flash: unknown command %h", command);
+            if (asleep && command != RELEASE) obeys = 0;
+        end
+    end
+
+    always @(copi)
+        if (!cs_n && clk && bits <= 32) $fatal(1, "spi_flash: copi must rest while clk is high");
+
+    // The first bit of a byte comes with the falling edge after the last one of the byte before.
+    always @(negedge clk)
+        if (!cs_n) begin
+            cipo = $urandom;
+            if (obeys && command == READ && bits >= 32) begin
+                cipo = mem[address][7 - bits % 8];
+                if (bits % 8 == 7) address = address + 1;
+            end
+        end
+endmodule

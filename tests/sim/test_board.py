@@ -1,0 +1,124 @@
+"""A whole board at its pins: one model, any network in its flash, and what is no network."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from boards import records
+from boards.build import Plan, fit, plan
+from boards.link import encode_request, read_reply
+from compiler.image import flash_bytes
+from hw.host import Status
+from sim import accuracy
+from sim.benches import networks
+from sim.check import pixels_of
+from sim.rtl import counters
+from tests.support.networks import random_images
+
+pytestmark = pytest.mark.cocotb
+
+BOARD = records.find("ice40")
+
+PICTURES = 3
+
+STATUS_BYTES = 4
+"""Of a reply that is not OK: its beginning, the status, and the check."""
+
+
+@dataclass(frozen=True)
+class Made:
+    """What a build writes."""
+
+    plan: Plan
+    verilog: Path
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory) -> Made:
+    chosen = plan(BOARD, 4)
+    verilog = tmp_path_factory.mktemp("board") / "top.v"
+    verilog.write_text(chosen.top().verilog())
+    return Made(chosen, verilog)
+
+
+def image_of(made: Made, seed: int):
+    """A small network laid out for the board, and the file that goes to its flash."""
+    program = networks.random_program(seed, padding=networks.PADDINGS[seed])
+    laid_out, image = fit(program, made.plan)
+    path = made.verilog.with_name(f"image{seed}.bin")
+    path.write_bytes(flash_bytes(image))
+    return laid_out, path
+
+
+@pytest.fixture
+def on_board(made):
+    def run(seed: int) -> accuracy.BoardRun:
+        laid_out, path = image_of(made, seed)
+        images = random_images(seed, PICTURES, laid_out.program.image.shape)
+        return accuracy.on_board(
+            *(made.verilog, path, laid_out, images, made.plan.clock_hz, made.plan.baud),
+            image_offset=BOARD.flash.image_offset,
+        )
+
+    return run
+
+
+def test_one_model_runs_every_image(made, on_board):
+    """Scores of all pictures and every layer of some equal golden; a network is data."""
+    accuracy.board_simulation(made.verilog)
+    builds = counters.builds
+    for seed in (0, 1):
+        run = on_board(seed)
+        size = image_of(made, seed)[1].stat().st_size
+        print(f"network {seed}: {size} bytes, started in {run.start_cycles} cycles, {run.cycles}")
+        assert 16 * size < run.start_cycles < 24 * size + 4096
+        assert len(np.unique(run.scores, axis=0)) > 1
+    assert counters.builds == builds
+
+
+@pytest.mark.parametrize("fault", ["magic", "count", "body", "crc", "nothing there"])
+def test_refuses_what_is_no_image(made, fault):
+    laid_out, path = image_of(made, 0)
+    data = bytearray(path.read_bytes())
+    data[{"magic": 0, "count": 6, "body": len(data) // 2}.get(fault, -1)] ^= 0x10
+    wrong = made.verilog.with_name("wrong.bin")
+    wrong.write_bytes(b"\xff" * 64 if fault == "nothing there" else data)
+    period_ps = 1e12 / made.plan.clock_hz
+    pixels = pixels_of(random_images(0, 1, laid_out.program.image.shape))[0].tobytes()
+    values = (
+        accuracy.board_simulation(made.verilog)
+        .run(
+            "sim.benches.top",
+            test_filter="refuses",
+            plusargs=accuracy.flash_arguments(wrong, BOARD.flash.image_offset),
+            parameters={
+                "clock_hz": made.plan.clock_hz,
+                "baud": made.plan.baud,
+                "start_patience": accuracy.start_patience(path),
+                "patience_ps": int(4 * laid_out.cycles * period_ps),
+                "lit": int(not BOARD.pins["error"].inverted),
+                "request": np.frombuffer(encode_request(pixels), np.uint8),
+                "reply_bytes": STATUS_BYTES,
+            },
+        )
+        .values
+    )
+    sent = iter(np.asarray(values["reply"]).tobytes())
+    reply = read_reply(lambda count: bytes(next(sent) for _ in range(count)))
+    assert reply.status is Status.ENGINE
+
+
+def test_another_offset_finds_nothing(made, on_board, monkeypatch):
+    """The design reads where its board's record says, and nowhere else."""
+    shifted = BOARD.flash.image_offset + 1
+    monkeypatch.setattr(
+        accuracy,
+        "flash_arguments",
+        lambda image, _: [f"+flash={image}", f"+flash_offset={shifted}"],
+    )
+    with pytest.raises(accuracy.MismatchError, match="must take the Image in its flash"):
+        on_board(0)
