@@ -99,7 +99,7 @@ def accuracy(args: argparse.Namespace) -> int:
     from boards import records
     from boards.build import geometry_for
     from compiler import accuracy as accuracies
-    from compiler import checkpoint, graph
+    from compiler import networks
     from sim import accuracy as simulation
 
     console = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -108,13 +108,13 @@ def accuracy(args: argparse.Namespace) -> int:
         console.print(line, markup=False)
 
     board = records.find(args.board or "ice40")
-    read = checkpoint.load(args.file)
+    read = networks.load(args.file)
     data, missing = accuracies.open_data(read, args.dataset, args.data)
     if data is None:
         raise UsageError(f"there must be images to run: {missing}", "--dataset NAME --data DIR")
     needed = accuracies.needs_calibration(read, args.activation_bits)
     calibration = accuracies.calibration_of(data) if needed else None
-    network = graph.build(read)
+    network = networks.graph_of(read)
     program = accuracies.program_of(network, args.activation_bits, calibration)
     geometry = geometry_for(board.geometry, program.activation_bits, args.lanes)
     laid_out = simulation.fitted(program, geometry, strict=args.board is not None)
@@ -177,7 +177,7 @@ def parser() -> argparse.ArgumentParser:
     command = commands.add_parser(
         "accuracy", help="float, golden and simulated RTL accuracy of a network"
     )
-    command.add_argument("file", metavar="FILE", help="checkpoint (.pt)")
+    command.add_argument("file", metavar="FILE", help="checkpoint, .mat or .onnx")
     command.add_argument("--images", type=_count, default=4, metavar="N", help="how many")
     command.add_argument(
         "--layers", type=_count, default=1, metavar="N", help="of how many every layer is compared"

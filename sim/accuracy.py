@@ -15,14 +15,15 @@ from compiler.geometry import Geometry
 from compiler.program import Program
 from compiler.schedule import Schedule, schedule
 from compiler.stages import Say, file_digest, silent
-from hw.engine import Engine
 from hw.host import Status
 from sim import check
+from sim.benches.engine import engine
 from sim.check import Int, Run
 from sim.runner import MODELS, Simulation
 
 ROOMY = {
     "memory_depth": 1 << 17,
+    "window_depth": 1 << 10,
     "weight_depth": 1 << 10,
     "map_bits": 8,
     "channel_bits": 11,
@@ -81,7 +82,8 @@ def on_engine(
         At the first tensor that differs from the golden model's.
     """
     say(f"building the simulation of an engine of {laid_out.geometry.lanes} lanes")
-    simulation = Simulation.build(Engine(laid_out.geometry), "top", cache=cache)
+    component, _ = engine(laid_out.geometry)
+    simulation = Simulation.build(component, "top", cache=cache)
     runs = []
     for pictures, layers in ((images[:layer_images], True), (images[layer_images:], False)):
         if len(pictures):

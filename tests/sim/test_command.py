@@ -8,6 +8,9 @@ import pytest
 
 from sim import __main__ as command
 from sim.runner import BenchError, Simulation
+from tests.conftest import ROOT
+
+DIGITS = ROOT / "train" / "zoo" / "digits-wrn8-1-a4.pt"
 
 
 def test_list(capsys):
@@ -57,3 +60,16 @@ def test_interrupt(monkeypatch, capsys):
     monkeypatch.setattr(Simulation, "build", interrupt)
     assert command.main(["run", "counter"]) == 130
     assert capsys.readouterr().err.endswith("interrupted\n")
+
+
+@pytest.mark.cocotb
+def test_accuracy_of_digits(capsys):
+    """The shipped network on the shipped engine: equal to golden, as fast as predicted."""
+    assert command.main(["accuracy", str(DIGITS), "--images", "2", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["lanes"] == 128
+    assert report["accuracy"]["golden_equals_rtl"]
+    assert report["accuracy"]["rtl"] == report["accuracy"]["golden"] == 1
+    cycles = report["cycles_per_image"]
+    assert cycles["simulated"] == pytest.approx(cycles["predicted"], rel=0.005)
+    assert report["utilisation"] >= 0.4
