@@ -30,7 +30,15 @@ POINTS = {"plain": Geometry(memory_depth=4096), "pair": PAIR}
 GRID = POINTS | {
     "small": SMALL,
     "wide": WIDE,
-    "two": replace(SMALL, activation_bits=2, word_channels=32, max_left_shift=8, shift_bits=4),
+    "two": replace(
+        SMALL,
+        activation_bits=2,
+        word_channels=32,
+        weight_depth=256,
+        divisor_bits=21,
+        max_left_shift=8,
+        shift_bits=4,
+    ),
     "narrow": replace(SMALL, residual_bits=14, weight_depth=256),
     "eight": EIGHT,
 }
