@@ -12,7 +12,6 @@ import onnx
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from compiler import checkpoint, datasets, export_float, export_integer, golden, onnx_read, onnx_run
 from compiler import graph as ir
@@ -23,7 +22,7 @@ from compiler.errors import CheckpointError, LoweringError, UsageError
 from compiler.lower import rounded
 from compiler.program import Add, Conv, Program, Quantise, SumPixels, Tensor
 from tests.conftest import ROOT
-from tests.support.networks import random_checkpoint, random_images, random_program
+from tests.support.networks import PROGRAM_OPTIONS, random_checkpoint, random_images, random_program
 from train.export import network_of
 
 DIGITS = ROOT / "train" / "zoo" / "digits-wrn8-1-a4.pt"
@@ -45,19 +44,7 @@ def assert_equal_everywhere(program: Program, images: np.ndarray) -> golden.Resu
 # -- integers --------------------------------------------------------------------------------------
 
 
-@given(
-    seed=st.integers(0, 1000),
-    shape=st.tuples(st.integers(1, 4), st.integers(6, 11), st.integers(6, 11)),
-    width=st.sampled_from([1 / 16, 0.2, 0.35]),
-    padding=st.sampled_from(["torch", "matlab", "keras"]),
-    bits=st.integers(2, 8),
-    learned=st.booleans(),
-    channel_scales=st.booleans(),
-    skip=st.booleans(),
-    input_relu=st.booleans(),
-    residual_bits=st.sampled_from([None, 16, 7]),
-    saturated=st.sampled_from([None, 3, 5]),
-)
+@given(**PROGRAM_OPTIONS)
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_integers_equal_golden(
     saturated: int | None, channel_scales: bool, residual_bits: int | None, **options: Any

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from compiler import datasets, golden
 from compiler.arith import Pads, Staircase
@@ -19,7 +18,7 @@ from compiler.golden import run, run_reference
 from compiler.graph import build, scores
 from compiler.lower import lower
 from compiler.program import Add, Conv, Program, Quantise, SumPixels, Tensor
-from tests.support.networks import random_images, random_program
+from tests.support.networks import PROGRAM_OPTIONS, random_images, random_program
 
 
 def assert_equal(program: Program, images: np.ndarray) -> golden.Result:
@@ -36,19 +35,7 @@ def assert_equal(program: Program, images: np.ndarray) -> golden.Result:
     return slow
 
 
-@given(
-    seed=st.integers(0, 1000),
-    shape=st.tuples(st.integers(1, 4), st.integers(6, 11), st.integers(6, 11)),
-    width=st.sampled_from([1 / 16, 0.2, 0.35]),
-    padding=st.sampled_from(["torch", "matlab", "keras"]),
-    bits=st.integers(2, 8),
-    learned=st.booleans(),
-    channel_scales=st.booleans(),
-    skip=st.booleans(),
-    input_relu=st.booleans(),
-    residual_bits=st.sampled_from([None, 16, 7]),
-    saturated=st.sampled_from([None, 3, 5]),
-)
+@given(**PROGRAM_OPTIONS)
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_fast_equals_reference(
     saturated: int | None, channel_scales: bool, residual_bits: int | None, **options: Any

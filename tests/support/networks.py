@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from compiler import graph as ir
@@ -29,6 +30,21 @@ from compiler.lower import lower
 from compiler.program import Program
 
 Padding = Literal["torch", "matlab", "keras"]
+
+PROGRAM_OPTIONS: dict[str, st.SearchStrategy[Any]] = {
+    "seed": st.integers(0, 1000),
+    "shape": st.tuples(st.integers(1, 4), st.integers(6, 11), st.integers(6, 11)),
+    "width": st.sampled_from([1 / 16, 0.2, 0.35]),
+    "padding": st.sampled_from(["torch", "matlab", "keras"]),
+    "bits": st.integers(2, 8),
+    "learned": st.booleans(),
+    "channel_scales": st.booleans(),
+    "skip": st.booleans(),
+    "input_relu": st.booleans(),
+    "residual_bits": st.sampled_from([None, 16, 7]),
+    "saturated": st.sampled_from([None, 3, 5]),
+}
+"""What hypothesis draws for `random_program`, and how narrow (bits) a stream is to saturate."""
 
 
 def random_images(seed: int, count: int, shape: tuple[int, int, int]) -> NDArray[np.uint8]:
