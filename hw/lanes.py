@@ -22,7 +22,7 @@ class Lanes(wiring.Component):
 
     Members
     -------
-    valid, x, last : In, a step as `hw.fetch.StepIssue` issues it
+    valid, x, last : In, a step as `hw.window.WindowBuffer` issues it
     weights : In, for output lane o and pair i: bit 2*(o*pairs + i) ``same``, the next ``negate``
     sums : Out, signed, [output lane * pixel_lanes + pixel lane]
     captured : Out(1)

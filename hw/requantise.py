@@ -138,7 +138,7 @@ class Requantiser(wiring.Component):
     record : In
     input_mode : In(1); channels : In(3), of the image, less one
     layer_start : In(1), strobe
-    start : In(1), a tile's last step is issued (see `hw.fetch.StepIssue`)
+    start : In(1), a tile's last step is issued (see `hw.window.WindowBuffer`)
     gate : Out(1), a tile's last step may be issued
     sums, captured : In, from the lanes
     tile : In(`TILE`), of the tile being taken; tile_step : Out(1), it is done
