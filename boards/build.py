@@ -78,6 +78,7 @@ class Plan:
             self.board,
             lambda hz: Top(self.geometry, hz, self.baud, "spram", offset),
             self.wanted_hz,
+            self.geometry.pump,
         )
 
 
@@ -106,7 +107,8 @@ def plan(
             f"--activation-bits {next(b for b in STORE_BITS if b > activation_bits)}",
         )
     wanted = clock_hz or board.clock_hz
-    real = pll(board.clock_mhz * 1e6, wanted).output_hz
+    pump = board.geometry.pump
+    real = pll(board.clock_mhz * 1e6, pump * wanted).output_hz / pump
     rate = baud or board.baud
     try:
         divisor_for(real, rate)
@@ -140,10 +142,10 @@ def geometry_for(
     across = min(default.word_channels, SPRAM_WORD // (4 * nibbles))
     inputs, outputs, pixels = lanes or (
         min(default.input_lanes, across),
-        default.output_lanes,
+        min(default.output_lanes, across),
         default.pixel_lanes,
     )
-    weights = inputs * outputs
+    weights = inputs * outputs // default.pump
     fitting = (n for n in (64, 32, 16) if n <= across * activation_bits and weights % n == 0)
     try:
         return replace(

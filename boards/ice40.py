@@ -109,6 +109,8 @@ class BoardTop(Elaboratable):
         Makes the component, given its clock in Hz: what the PLL really makes.
     clock_hz : float or None
         Wanted clock; the board's default if None.
+    pump : int
+        1, or 2 for a domain ``fast`` of twice the clock (`hw.pump`).
 
     Raises
     ------
@@ -122,12 +124,14 @@ class BoardTop(Elaboratable):
         board: Board,
         factory: Callable[[float], wiring.Component],
         clock_hz: float | None = None,
+        pump: int = 1,
     ) -> None:
         if board.family != "ice40":
             raise UsageError(f"board must be of family 'ice40', not {board.family!r}")
         self._board = board
-        self._pll = pll(board.clock_mhz * 1e6, clock_hz or board.clock_hz)
-        self._component = factory(self._pll.output_hz)
+        self._pump = pump
+        self._pll = pll(board.clock_mhz * 1e6, pump * (clock_hz or board.clock_hz))
+        self._component = factory(self.clock_hz)
         self._inputs = _ports(self._component, board)
         self._pads = {name: Signal(name=name) for name in ["clk", *self._inputs]}
 
@@ -142,7 +146,7 @@ class BoardTop(Elaboratable):
     @property
     def clock_hz(self) -> float:
         """The clock of the component: what the PLL makes, near to what was wanted."""
-        return self._pll.output_hz
+        return self._pll.output_hz / self._pump
 
     @property
     def reset_cycles(self) -> int:
@@ -178,12 +182,22 @@ class BoardTop(Elaboratable):
         return m
 
     def _make_clock(self, m: Module) -> None:
-        """Domains ``sync`` and, without reset, ``start``, both from the PLL."""
+        """Domains ``sync`` and, without reset, ``start``, from the PLL; so is ``fast``."""
         m.domains.sync = sync = ClockDomain()
         m.domains.start = ClockDomain(reset_less=True)
         lock, locked = Signal(), Signal()
+        outputs: dict[str, object] = {"o_PLLOUTGLOBAL": ClockSignal("start")}
+        if self._pump == 2:
+            m.domains.fast = fast = ClockDomain()
+            m.d.comb += fast.rst.eq(sync.rst)
+            outputs = {
+                "p_PLLOUT_SELECT_PORTA": "GENCLK",
+                "p_PLLOUT_SELECT_PORTB": "GENCLK_HALF",
+                "o_PLLOUTGLOBALA": fast.clk,
+                "o_PLLOUTGLOBALB": ClockSignal("start"),
+            }
         m.submodules.pll = Instance(
-            "SB_PLL40_PAD",
+            "SB_PLL40_2F_PAD" if self._pump == 2 else "SB_PLL40_PAD",
             p_FEEDBACK_PATH="SIMPLE",
             p_DIVR=self._pll.divr,
             p_DIVF=self._pll.divf,
@@ -192,8 +206,8 @@ class BoardTop(Elaboratable):
             i_PACKAGEPIN=self._pads["clk"],
             i_RESETB=1,
             i_BYPASS=0,
-            o_PLLOUTGLOBAL=ClockSignal("start"),
             o_LOCK=lock,
+            **outputs,
         )
         m.submodules.lock = FFSynchronizer(lock, locked, o_domain="start")
         count = Signal(range(self.reset_cycles + 1))

@@ -135,8 +135,8 @@ class Board:
 
 UP5K = Budget(lut=5280, bram=30, spram=4, dsp=8)
 
-UP5K_GEOMETRY = Geometry(input_lanes=16, output_lanes=8, pixel_lanes=1)
-"""128 additions a cycle; a memory word is what the four single-port RAMs give in a cycle."""
+UP5K_GEOMETRY = Geometry()
+"""256 additions a cycle; a memory word is what the four single-port RAMs give in a cycle."""
 
 ICEPROG = Programmer("iceprog", ("-o", "{offset}", "{file}"), "apt install fpga-icestorm")
 OPENFPGALOADER = Programmer(

@@ -43,6 +43,9 @@ class Geometry:
     input_lanes, output_lanes, pixel_lanes : int
         Input channels, output channels and neighbouring output pixels worked on in one cycle: their
         product is the peak of additions a cycle. Powers of two.
+    pump : int
+        Passes of the lanes in one cycle of the engine: their own clock is so many times faster, and
+        each pass takes a part of the output lanes. 1 or 2.
     activation_bits : int
         b, 2 .. 8. Wider tensors are taken in slices of b bits.
     word_channels : int
@@ -68,15 +71,16 @@ class Geometry:
     """
 
     input_lanes: int = 16
-    output_lanes: int = 8
+    output_lanes: int = 16
     pixel_lanes: int = 1
+    pump: int = 2
     activation_bits: int = 4
     word_channels: int = 16
-    accumulator_bits: int = 17
+    accumulator_bits: int = 18
     residual_bits: int = 16
     memory_depth: int = 16384
     window_depth: int = 256
-    weight_depth: int = 256
+    weight_depth: int = 128
     map_bits: int = 6
     channel_bits: int = 8
     offset_bits: int = 29
@@ -92,6 +96,7 @@ class Geometry:
             "input_lanes",
             "output_lanes",
             "pixel_lanes",
+            "pump",
             "memory_depth",
             "window_depth",
             "weight_depth",
@@ -102,6 +107,11 @@ class Geometry:
                 raise ValueError(f"{name} must be a power of two, not {value!r}")
         if not 2 <= self.activation_bits <= 8:
             raise ValueError(f"activation_bits must be 2 to 8, not {self.activation_bits!r}")
+        if self.pump > 2 or self.output_lanes < self.pump:
+            raise ValueError(
+                f"pump must be 1 or 2 and at most output_lanes, not {self.pump!r} with "
+                f"{self.output_lanes} output lanes"
+            )
         if self.input_lanes < 2:
             raise ValueError(f"input_lanes must be at least 2, not {self.input_lanes!r}")
         for name in ("input_lanes", "output_lanes"):
@@ -121,10 +131,10 @@ class Geometry:
             )
         if self.stream_bits not in (8, 16, 32, 64):
             raise ValueError(f"stream_bits must be 8, 16, 32 or 64, not {self.stream_bits!r}")
-        if self.weight_bits % self.stream_bits:
+        if self.pass_weight_bits % self.stream_bits:
             raise ValueError(
-                f"input_lanes * output_lanes must be a multiple of stream_bits "
-                f"({self.stream_bits}), not {self.weight_bits}"
+                f"input_lanes * output_lanes / pump must be a multiple of stream_bits "
+                f"({self.stream_bits}), not {self.pass_weight_bits}"
             )
 
     # -- derived sizes -----------------------------------------------------------------------------
@@ -142,6 +152,15 @@ class Geometry:
     def weight_bits(self) -> int:
         """Weight bits of one step (two selector bits for a pair of weights: one a weight)."""
         return self.input_lanes * self.output_lanes
+
+    @property
+    def pass_lanes(self) -> int:
+        """Output lanes of one pass: those that there are in hardware."""
+        return self.output_lanes // self.pump
+
+    @property
+    def pass_weight_bits(self) -> int:
+        return self.weight_bits // self.pump
 
     @property
     def halves(self) -> int:
@@ -255,9 +274,18 @@ class Geometry:
         return self._access_kinds(self.activation_cycles)
 
     @property
+    def tree_levels(self) -> int:
+        """Adders one behind another, from the terms of an output lane to their sum."""
+        return max(1, (self.input_lanes // 2 - 1).bit_length())
+
+    @property
     def lane_cycles(self) -> int:
-        """Cycles from a step to its sums: pair sums, terms, and the levels of the adder tree."""
-        return 2 + max(1, (self.input_lanes // 2 - 1).bit_length())
+        """Cycles from a step to that in which the first of its sums may be addressed.
+
+        One for the pair sums, then the lanes' own: terms, the tree, accumulators, and as they come
+        out pass by pass, the first one's memory.
+        """
+        return 1 + (1 + self.pump + self.tree_levels) // self.pump
 
     @property
     def tile_cycles(self) -> int:

@@ -74,7 +74,7 @@ class Engine(wiring.Component):
         m.submodules.loader = loader = Loader(g)
         m.submodules.fetch = fetch = WindowFetch(g)
         m.submodules.window = window = WindowBuffer(g)
-        m.submodules.lanes = lanes = Lanes(g)
+        m.submodules.lanes = lanes = Lanes(g, self._primitive)
         m.submodules.pool = pool = Pool(g)
         m.submodules.requantiser = requantiser = Requantiser(g)
         m.submodules.tiles = tiles = TileCounter(g)
@@ -143,8 +143,8 @@ class Engine(wiring.Component):
             loader.weight_address.eq(window.weight_address),
             lanes.weights.eq(loader.weights),
             requantiser.start.eq(window.valid & window.last),
-            requantiser.sums.eq(lanes.sums),
-            requantiser.captured.eq(lanes.captured),
+            lanes.sum_address.eq(requantiser.sum_address),
+            requantiser.sum.eq(lanes.sum),
             requantiser.pooled.eq(pool.value),
             requantiser.pooled_place.eq(pool.place),
             loader.param_address.eq(requantiser.param_address),

@@ -8,6 +8,7 @@ from amaranth.lib.wiring import In, Out
 
 from compiler.geometry import MAGIC, Geometry
 from hw.layout import struct
+from hw.pump import lane_domain, second_half
 
 
 class Loader(wiring.Component):
@@ -30,7 +31,7 @@ class Loader(wiring.Component):
     image_done : In(1), strobe, the picture is done: the Image may begin again
     error : Out(1), the stream is no Image for this geometry; until reset
     param_address : In, param_data : Out, one cycle later
-    weight_address : In, weights : Out, one cycle later
+    weight_address : In, weights : Out, one cycle later; those of each pass in turn
     """
 
     def __init__(self, geometry: Geometry) -> None:
@@ -52,7 +53,7 @@ class Loader(wiring.Component):
                 "param_address": In(range(2 * g.output_lanes)),
                 "param_data": Out(g.param_words * g.stream_bits),
                 "weight_address": In(range(g.weight_depth)),
-                "weights": Out(g.weight_bits),
+                "weights": Out(g.pass_weight_bits),
             }
         )
 
@@ -189,22 +190,33 @@ class Loader(wiring.Component):
         """The ring; returns (put, there is room)."""
         g = self._geometry
         put, room = Signal(name="put_weight"), Signal(name="room_weight")
+        # A word is what the lanes take in a pass; a step has one for each of them.
         m.submodules.weights = mem = memory.Memory(
-            shape=g.weight_bits, depth=g.weight_depth, init=[]
+            shape=g.pass_weight_bits, depth=g.weight_depth * g.pump, init=[]
         )
-        parts = g.weight_bits // g.stream_bits
-        write, read = mem.write_port(granularity=g.stream_bits), mem.read_port()
+        slices = g.pass_weight_bits // g.stream_bits
+        parts = slices * g.pump
+        write = mem.write_port(granularity=g.stream_bits)
+        read = mem.read_port(domain=lane_domain(g))
         part, address = Signal(range(max(parts, 2))), Signal(range(g.weight_depth))
         free = Signal(range(g.weight_depth + 1), init=g.weight_depth)
         complete = put & (part == parts - 1)
+        slice_bits = (slices - 1).bit_length()
+        of_pass = part[slice_bits : slice_bits + (g.pump - 1).bit_length()]
         m.d.comb += [
-            write.en.eq(put << part),
-            write.addr.eq(address),
-            write.data.eq(self.i.payload.replicate(parts)),
-            read.addr.eq(self.weight_address),
+            write.en.eq(put << part[:slice_bits]),
+            write.addr.eq(Cat(of_pass, address)),
+            write.data.eq(self.i.payload.replicate(slices)),
             self.weights.eq(read.data),
             room.eq(free != 0),
         ]
+        if g.pump == 1:
+            m.d.comb += read.addr.eq(self.weight_address)
+        else:  # the first pass is addressed in the cycle's second half, for the next one's first
+            step, second = Signal.like(self.weight_address, reset_less=True), second_half(m)
+            with m.If(~second):
+                m.d.fast += step.eq(self.weight_address)
+            m.d.comb += read.addr.eq(Cat(~second, step))
         with m.If(put):
             m.d.sync += part.eq(part + 1)
         with m.If(complete):

@@ -19,7 +19,6 @@ PLACES = ("word_first", "word_end", "word_last", "tile_end", "row_end", "tile_la
 def value_layout(geometry: Geometry) -> data.StructLayout:
     """Where a value stands that travels through the requantiser.
 
-    shift : the accumulators move on by one
     pixel : pixel lane
     fits : the pixel lies in the map (the last tile of a row may reach beyond it)
     word_first, word_end : first / last value of a memory word of residuals
@@ -28,7 +27,7 @@ def value_layout(geometry: Geometry) -> data.StructLayout:
     row_end, tile_last : last tile of a row / of the group
     """
     return data.StructLayout(
-        {"valid": 1, "shift": 1, "pixel": range(max(geometry.pixel_lanes, 2)), "fits": 1}
+        {"valid": 1, "pixel": range(max(geometry.pixel_lanes, 2)), "fits": 1}
         | dict.fromkeys(PLACES, 1)
     )
 
@@ -140,7 +139,7 @@ class Requantiser(wiring.Component):
     layer_start : In(1), strobe
     start : In(1), a tile's last step is issued (see `hw.window.WindowBuffer`)
     gate : Out(1), a tile's last step may be issued
-    sums, captured : In, from the lanes
+    sum_address : Out, of a sum of the tile (`hw.lanes.Lanes`); sum : In, one cycle later
     tile : In(`TILE`), of the tile being taken; tile_step : Out(1), it is done
     byte_valid, byte : In, one pixel of one channel; byte_ready : Out, it has been taken
     pooled : In, a pooling window's sum times 36/count; pooled_place : In(`value_layout`)
@@ -159,7 +158,6 @@ class Requantiser(wiring.Component):
         self.x_bits = max(g.accumulator_bits, g.residual_bits)
         self.quotient_bits = g.activation_offset_bits + 1
         self.dividend_bits = max(self.x_bits + g.fraction_bits, g.offset_bits) + 1
-        sums = data.ArrayLayout(signed(g.accumulator_bits), g.output_lanes * g.pixel_lanes)
         super().__init__(
             {
                 "record": In(struct(g.record_fields)),
@@ -168,10 +166,10 @@ class Requantiser(wiring.Component):
                 "layer_start": In(1),
                 "start": In(1),
                 "gate": Out(1),
-                "sums": In(sums),
+                "sum_address": Out(range(max(g.output_lanes * g.pixel_lanes, 2))),
+                "sum": In(signed(g.accumulator_bits)),
                 "tile": In(TILE),
                 "tile_step": Out(1),
-                "captured": In(1),
                 "byte_valid": In(1),
                 "byte": In(8),
                 "byte_ready": Out(1),
@@ -199,7 +197,7 @@ class Requantiser(wiring.Component):
         early = self._sequence(m, begin)
         place = self._delay(m, early, PARAM_CYCLES, "place")
         bias, param = self._params(m)
-        moved = self._move(m, place, bias)
+        moved = self._move(m, bias)
         x, at_x = self._add(m, early, moved, place)
         q, at_q, useful = self._divide(m, x, at_x, param)
         self._write_residuals(m, x, at_x, param)
@@ -263,6 +261,7 @@ class Requantiser(wiring.Component):
         ]
         index = Mux(self.input_mode, image_channel, channel)[: (g.output_lanes - 1).bit_length()]
         m.d.sync += self.param_address.eq(Cat(index, bank))
+        m.d.sync += self.sum_address.eq(Cat(slot[: (lanes - 1).bit_length()], channel))
         with m.If(running):
             with m.If(slot != cycles - 1):
                 m.d.sync += slot.eq(slot + 1)
@@ -286,7 +285,6 @@ class Requantiser(wiring.Component):
         in_word = channel & (g.residual_channels - 1)
         m.d.comb += [
             place.valid.eq(running & Mux(slow, ~given, slot < lanes)),
-            place.shift.eq(running & (slot < lanes) & ((slot != cycles - 1) | final_slot)),
             place.pixel.eq(slot),
             place.fits.eq(~self.tile.row_end | (slot <= r.tail_less)),
             place.word_first.eq((in_word == 0) & (slot == 0)),
@@ -307,21 +305,12 @@ class Requantiser(wiring.Component):
         m.d.comb += param.as_value().eq(Cat(Const(0, g.bias_bits), rest))
         return self.param_data[: g.bias_bits].as_signed(), param
 
-    def _move(self, m: Module, place: data.View, bias: object) -> Signal:
-        """Bias and shift of this cycle's value: an accumulator, a pooled sum, or a pixel."""
+    def _move(self, m: Module, bias: object) -> Signal:
+        """Bias and shift of this cycle's value: a sum of the lanes, a pooled one, or a pixel."""
         g, r = self._geometry, self.record
-        drain = [
-            Signal(signed(g.accumulator_bits), name=f"drain{i}", reset_less=True)
-            for i in range(g.output_lanes * g.pixel_lanes)
-        ]
-        with m.If(self.captured):
-            m.d.sync += [d.eq(self.sums[i]) for i, d in enumerate(drain)]
-        with m.Elif(place.shift):
-            m.d.sync += Cat(*drain).eq(Cat(*drain[1:]))
-        with m.If(self.input_mode):
-            m.d.sync += drain[0].eq(self.byte << g.input_shift)
         total = Signal(signed(self.value_bits + 1))
-        value = Mux(r.pool, self.pooled, drain[0])
+        pixel = self.byte << g.input_shift
+        value = Mux(r.pool, self.pooled, Mux(self.input_mode, pixel, self.sum))
         m.d.comb += total.eq(value + Mux(r.pool, r.rounding, bias))
         aligned = Signal(signed(self.value_bits + 1))
         m.d.comb += aligned.eq(Mux(r.pool, total >> POOL_SHIFT, total))

@@ -65,21 +65,27 @@ def publish(**values: Any) -> None:
     save(path, {**load(path), **values})
 
 
-def start_clock(signal: Any, frequency_mhz: float = 100.0) -> Any:
-    """Drive a clock from compiled code (not Python) and return it; the period is even in ps."""
+def start_clocks(dut: Any, frequency_mhz: float = 100.0) -> None:
+    """Drive ``dut.clk`` and, where there is one, ``dut.fast_clk`` of twice its frequency.
+
+    They are driven from compiled code, not from Python, and rise together.
+    """
     from cocotb.clock import Clock  # importable in a simulator only
 
-    period_ps = 2 * round(500_000 / frequency_mhz)
-    clock = Clock(signal, period_ps, unit="ps", impl="gpi")
-    clock.start(start_high=False)
-    return clock
+    period_ps = 4 * round(250_000 / frequency_mhz)
+    Clock(dut.clk, period_ps, unit="ps", impl="gpi").start(start_high=False)
+    if hasattr(dut, "fast_clk"):  # `clk` rises half a period from now, and so does this
+        Clock(dut.fast_clk, period_ps // 2, unit="ps", impl="gpi").start(start_high=True)
 
 
 async def reset(dut: Any, cycles: int = 2) -> None:
-    """Hold `dut.rst` high over some rising edges of `dut.clk`, then return just after one."""
+    """Hold the resets high over some rising edges of `dut.clk`, then return just after one."""
     from cocotb.triggers import RisingEdge  # importable in a simulator only
 
-    dut.rst.value = 1
+    resets = [getattr(dut, name) for name in ("rst", "fast_rst") if hasattr(dut, name)]
+    for signal in resets:
+        signal.value = 1
     for _ in range(cycles):
         await RisingEdge(dut.clk)
-    dut.rst.value = 0
+    for signal in resets:
+        signal.value = 0

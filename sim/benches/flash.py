@@ -105,7 +105,7 @@ async def _start(dut, stall) -> dict[str, StreamSink]:
 async def reads_from_its_offset(dut):
     """Wakes the flash and sends its bytes, however often it is held up; in time without."""
     given = bench.parameters()
-    bench.start_clock(dut.clk, given["clock_hz"] / 1e6)
+    bench.start_clocks(dut, given["clock_hz"] / 1e6)
     content = _Content(dut, given["bytes"])
     for stall in (*STALLS.values(), LAZY):
         content.sleep()
@@ -124,7 +124,7 @@ async def reads_from_its_offset(dut):
 async def starts_over_after_a_reset(dut):
     """Whether it comes while the flash wakes, and hears nothing, or while it sends."""
     given = bench.parameters()
-    bench.start_clock(dut.clk, given["clock_hz"] / 1e6)
+    bench.start_clocks(dut, given["clock_hz"] / 1e6)
     content = _Content(dut, 8)
     rng = random.Random(cocotb.RANDOM_SEED)
     whole = max(given["start"].values())
@@ -145,7 +145,7 @@ async def starts_over_after_a_reset(dut):
 async def holds_the_clock_while_a_byte_waits(dut):
     """The flash is asked for no bit beyond the byte that nobody takes."""
     given = bench.parameters()
-    bench.start_clock(dut.clk, given["clock_hz"] / 1e6)
+    bench.start_clocks(dut, given["clock_hz"] / 1e6)
     content = _Content(dut, 4)
     for name in OFFSETS:
         Ports(dut, name).o__ready.value = 0

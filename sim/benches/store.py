@@ -27,7 +27,7 @@ SMALL = replace(Geometry(), memory_depth=32)
 POINTS = {
     "usual": SMALL,
     "b2": replace(SMALL, activation_bits=2, stream_bits=32),
-    "b8": replace(SMALL, activation_bits=8, input_lanes=8, word_channels=8),
+    "b8": replace(SMALL, activation_bits=8, input_lanes=8, output_lanes=8, pump=1, word_channels=8),
     "half_words": replace(SMALL, stream_bits=32),
     "short_words": replace(SMALL, stream_bits=16),
 }
@@ -148,7 +148,7 @@ def _points(dut) -> list[_Point]:
 @cocotb.test()
 async def serves_again_and_again(dut):
     """Every word of Images of any length, twice around and on; nothing else is written."""
-    bench.start_clock(dut.clk)
+    bench.start_clocks(dut)
     for point in _points(dut):
         task = cocotb.start_soon(point.interfere())
         depth, stalls = point.g.memory_depth, list(STALLS.values())
@@ -179,7 +179,7 @@ async def serves_again_and_again(dut):
 @cocotb.test()
 async def serves_a_word_every_other_cycle(dut):
     """With the memory to itself and a consumer that is always ready."""
-    bench.start_clock(dut.clk)
+    bench.start_clocks(dut)
     for point in _points(dut):
         await bench.reset(dut)
         words = point.words(9)
@@ -227,7 +227,7 @@ def _faults(
 async def refuses(dut):
     """Whatever is wrong: an error until reset, and no word; after it, the right Image is served."""
     given = bench.parameters()
-    bench.start_clock(dut.clk)
+    bench.start_clocks(dut)
     refused = 0
     for point in _points(dut):
         task = cocotb.start_soon(point.interfere())

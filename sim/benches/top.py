@@ -126,7 +126,7 @@ async def receive(pin, count: int, bit_ps: int, patience_ps: int) -> bytes:
 
 async def started(dut, given: dict) -> int:
     """Let the board copy its Image; returns the time it took, in ps, whether it liked it or not."""
-    bench.start_clock(dut.clk, given["clock_hz"] / 1e6)
+    bench.start_clocks(dut, given["clock_hz"] / 1e6)
     dut.rx.value = 1
     store = dut.top.component.store
     done = First(RisingEdge(store.loaded), RisingEdge(store.error))

@@ -121,7 +121,7 @@ async def _run(dut, name: str, geometry: Geometry, rounds: int) -> int:
 async def writes_windows(dut):
     """Every word that the first layer will read, and no word outside the input's region."""
     given = bench.parameters()
-    bench.start_clock(dut.clk)
+    bench.start_clocks(dut)
     for name in given["points"]:
         ports = Ports(dut, name)
         ports.start.value = ports.q_valid.value = ports.memory__ready.value = 0

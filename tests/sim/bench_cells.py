@@ -123,7 +123,7 @@ async def rgb(dut):
 async def pins_out(dut):
     """Simple outputs follow at once, registered ones at the edge, inverted ones turned over."""
     rng = random.Random(cocotb.RANDOM_SEED)
-    bench.start_clock(dut.clk)
+    bench.start_clocks(dut)
     await RisingEdge(dut.clk)
     value = 0
     for _ in range(100):
@@ -140,7 +140,7 @@ async def pins_out(dut):
 async def pins_in(dut):
     """Simple inputs follow at once, registered ones at the edge; a latched one holds."""
     rng = random.Random(cocotb.RANDOM_SEED)
-    bench.start_clock(dut.clk)
+    bench.start_clocks(dut)
     dut.hold.value = 0
     value = held = 0
     dut.pin_in.value = 0
@@ -171,7 +171,7 @@ async def pins_both(dut):
 @cocotb.test(timeout_time=1, timeout_unit="ms")
 async def logic(dut):
     """The look-up table is its table; the flip-flop moves at the edge."""
-    bench.start_clock(dut.clk)
+    bench.start_clocks(dut)
     for select in range(16):
         dut.select.value = select
         await RisingEdge(dut.clk)
