@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from amaranth.hdl import Cat, Const, Module, Mux, Signal
+from amaranth.hdl import Cat, Const, Module, Mux, Signal, Value
 from amaranth.lib import memory, stream, wiring
 from amaranth.lib.wiring import In, Out
 
@@ -86,10 +86,11 @@ class Loader(wiring.Component):
             with m.State("header"):
                 m.d.comb += [self.i.ready.eq(1), self.known.eq(0)]
                 with m.If(taken):
-                    m.d.sync += [header.eq(Cat(header[g.stream_bits :], word)), count.eq(count + 1)]
+                    m.d.sync += count.eq(count + 1)
                     for i, value in enumerate(expected):
                         with m.If((count == i) & (word != value)):
                             m.next = "error"
+                    self._keep(m, header, count, word, len(expected))
                     with m.If(count == header_words - 1):
                         m.d.sync += count.eq(0)
                         m.next = "counted"
@@ -114,7 +115,8 @@ class Loader(wiring.Component):
             with m.State("record"):
                 m.d.comb += self.i.ready.eq(1)
                 with m.If(taken):
-                    m.d.sync += [record.eq(Cat(record[g.stream_bits :], word)), count.eq(count + 1)]
+                    m.d.sync += count.eq(count + 1)
+                    self._keep(m, record, count, word)
                     with m.If(count == record_words - 1):
                         m.d.sync += count.eq(0)
                         m.next = "recorded"
@@ -153,6 +155,14 @@ class Loader(wiring.Component):
             with m.State("error"):
                 m.d.comb += [self.error.eq(1), self.known.eq(0)]
         return m
+
+    def _keep(
+        self, m: Module, kept: Signal, count: Signal, word: Value, before: int = 0
+    ) -> None:
+        """Put a word in its place: bits that nobody reads then cost nothing, as shifted ones would."""
+        for i in range(len(kept) // len(word)):
+            with m.If(count == before + i):
+                m.d.sync += kept.word_select(i, len(word)).eq(word)
 
     def _params(self, m: Module) -> tuple[Signal, Signal, Signal]:
         """Two banks, filled in turn; returns (put a word, a bank is free, it is the input's)."""

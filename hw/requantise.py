@@ -153,7 +153,7 @@ class Requantiser(wiring.Component):
 
     def __init__(self, geometry: Geometry) -> None:
         self._geometry = g = geometry
-        self._lead = g.lane_cycles - PARAM_CYCLES
+        self._lead = g.lane_cycles - PARAM_CYCLES - 1
         self.value_bits = max(g.accumulator_bits, g.bias_bits, pooled_bits(g)) + 1
         self.x_bits = max(g.accumulator_bits, g.residual_bits)
         self.quotient_bits = g.activation_offset_bits + 1
@@ -194,7 +194,8 @@ class Requantiser(wiring.Component):
         m = Module()
         g = self._geometry
         begin = self._pace(m)
-        early = self._sequence(m, begin)
+        # From a register: the memory's port is asked for at once.
+        early = self._delay(m, self._sequence(m, begin), 1, "early")
         place = self._delay(m, early, PARAM_CYCLES, "place")
         bias, param = self._params(m)
         moved = self._move(m, bias)
@@ -238,7 +239,7 @@ class Requantiser(wiring.Component):
         )
         late = Signal(self._lead)
         m.d.sync += late.eq(Cat(self.start, late))
-        return late[-1]
+        return Cat(self.start, late)[-1]
 
     def _sequence(self, m: Module, begin: Signal) -> data.View:
         """Walks the output lanes of a tile; returns the place of this cycle's value."""
@@ -260,8 +261,13 @@ class Requantiser(wiring.Component):
             self.byte_ready.eq(self.input_mode & done),
         ]
         index = Mux(self.input_mode, image_channel, channel)[: (g.output_lanes - 1).bit_length()]
-        m.d.sync += self.param_address.eq(Cat(index, bank))
-        m.d.sync += self.sum_address.eq(Cat(slot[: (lanes - 1).bit_length()], channel))
+        following = Signal.like(self.param_address)
+        pixel, following_pixel = (Signal((lanes - 1).bit_length()) for _ in range(2))
+        m.d.sync += [
+            Cat(following, self.param_address).eq(Cat(index, bank, following)),
+            Cat(following_pixel, pixel).eq(Cat(slot[: len(pixel)], following_pixel)),
+        ]
+        m.d.comb += self.sum_address.eq(Cat(pixel, self.param_address[: len(index)]))
         with m.If(running):
             with m.If(slot != cycles - 1):
                 m.d.sync += slot.eq(slot + 1)
