@@ -54,7 +54,7 @@ def next_layer_cycles(g: Geometry) -> int:
 def _tail(g: Geometry) -> int:
     """From a group's last step to its last activation."""
     last = (g.output_lanes - 1) * g.channel_cycles + g.pixel_lanes - 1
-    return g.lane_cycles - 1 + last + g.activation_cycles
+    return g.lane_cycles + last + g.activation_cycles
 
 
 def _outside(r: Record) -> list[bool]:
@@ -146,7 +146,7 @@ def _group_ends(items: tuple[tuple[str, int], ...], g: Geometry) -> list[int]:
     """
     r = dict(items)
     load, fetch = _Load(r, g), _Fetch(_outside(r))
-    reads, writes, activations = ([g.lane_cycles - 1 + c for c in kind] for kind in g.accesses)
+    reads, writes, activations = ([g.lane_cycles + c for c in kind] for kind in g.accesses)
     # What the requantiser keeps apart is all that a tile might do.
     pattern = [*reads, *writes, *activations] if r["residual"] else []
     window, across, lines = r["window_less"] + 1, r["tiles_less"] + 1, r["height_out_less"] + 1

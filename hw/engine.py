@@ -147,8 +147,10 @@ class Engine(wiring.Component):
             requantiser.sum.eq(lanes.sum),
             requantiser.pooled.eq(pool.value),
             requantiser.pooled_place.eq(pool.place),
-            loader.param_address.eq(requantiser.param_address),
-            requantiser.param_data.eq(loader.param_data),
+            loader.bias_address.eq(requantiser.bias_address),
+            requantiser.bias.eq(loader.bias),
+            loader.stairs_address.eq(requantiser.stairs_address),
+            requantiser.stairs.eq(loader.stairs),
         ]
 
     def _divide(self, m, record, loader, requantiser, divider, writer, scorer) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from amaranth.hdl import Cat, Const, Module, Mux, Signal, Value
+from amaranth.hdl import Cat, Const, Module, Mux, Signal, Value, signed
 from amaranth.lib import memory, stream, wiring
 from amaranth.lib.wiring import In, Out
 
@@ -30,7 +30,8 @@ class Loader(wiring.Component):
     group_done : In(1), strobe, frees the oldest group
     image_done : In(1), strobe, the picture is done: the Image may begin again
     error : Out(1), the stream is no Image for this geometry; until reset
-    param_address : In, param_data : Out, one cycle later
+    bias_address : In, bias : Out, a channel's, one cycle later
+    stairs_address : In, stairs : Out, all parameters of a channel but its bias, one cycle later
     weight_address : In, weights : Out, one cycle later; those of each pass in turn
     """
 
@@ -50,8 +51,10 @@ class Loader(wiring.Component):
                 "group_done": In(1),
                 "image_done": In(1),
                 "error": Out(1),
-                "param_address": In(range(2 * g.output_lanes)),
-                "param_data": Out(g.param_words * g.stream_bits),
+                "bias_address": In(range(2 * g.output_lanes)),
+                "bias": Out(signed(g.bias_bits)),
+                "stairs_address": In(range(2 * g.output_lanes)),
+                "stairs": Out(g.param_bits - g.bias_bits),
                 "weight_address": In(range(g.weight_depth)),
                 "weights": Out(g.pass_weight_bits),
             }
@@ -172,7 +175,8 @@ class Loader(wiring.Component):
         m.submodules.params = mem = memory.Memory(
             shape=parts * g.stream_bits, depth=2 * size, init=[]
         )
-        write, read = mem.write_port(granularity=g.stream_bits), mem.read_port()
+        write = mem.write_port(granularity=g.stream_bits)
+        biases, stairs = mem.read_port(), mem.read_port()
         bank, index = Signal(), Signal(range(max(size, 2)))
         part = Signal(range(max(parts, 2)))
         complete = put & (part == parts - 1)
@@ -183,8 +187,10 @@ class Loader(wiring.Component):
             write.en.eq(put << part),
             write.addr.eq(Cat(index, bank) if size > 1 else bank),
             write.data.eq(self.i.payload.replicate(parts)),
-            read.addr.eq(self.param_address),
-            self.param_data.eq(read.data),
+            biases.addr.eq(self.bias_address),
+            self.bias.eq(biases.data[: g.bias_bits].as_signed()),
+            stairs.addr.eq(self.stairs_address),
+            self.stairs.eq(stairs.data[g.bias_bits : g.param_bits]),
             room.eq(held != 2),
         ]
         with m.If(put):

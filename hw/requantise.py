@@ -10,8 +10,11 @@ from compiler import arith
 from compiler.geometry import NO_CHANNEL, POOL_SHIFT, RESIDUAL_CYCLES, STEPS_PER_CYCLE, Geometry
 from hw.layout import memory_read, memory_write, struct
 
-PARAM_CYCLES = 2
-"""From a value's place to the parameters of its channel: an address register and a RAM block."""
+ADD_CYCLES = 3
+"""From a value's being chosen to its residual's addition: address, RAM block, bias."""
+
+STAIRS_CYCLES = 2
+"""From the address of a channel's bias to that of its staircase: the bias and the residual."""
 
 PLACES = ("word_first", "word_end", "word_last", "tile_end", "row_end", "tile_last")
 
@@ -143,7 +146,7 @@ class Requantiser(wiring.Component):
     tile : In(`TILE`), of the tile being taken; tile_step : Out(1), it is done
     byte_valid, byte : In, one pixel of one channel; byte_ready : Out, it has been taken
     pooled : In, a pooling window's sum times 36/count; pooled_place : In(`value_layout`)
-    param_address : Out, param_data : In, one cycle later
+    bias_address, stairs_address : Out; bias, stairs : In, one cycle later (`hw.loader.Loader`)
     input_done : In(1), strobe: the parameters of the input are not needed any more
     residual_read, residual_write, activation_write : memory ports
     dividend, divisor, keep, quotient_start : Out, to the serial divider
@@ -153,7 +156,7 @@ class Requantiser(wiring.Component):
 
     def __init__(self, geometry: Geometry) -> None:
         self._geometry = g = geometry
-        self._lead = g.lane_cycles - PARAM_CYCLES - 1
+        self._lead = g.lane_cycles - 2  # a sum is addressed two cycles after its tile has begun
         self.value_bits = max(g.accumulator_bits, g.bias_bits, pooled_bits(g)) + 1
         self.x_bits = max(g.accumulator_bits, g.residual_bits)
         self.quotient_bits = g.activation_offset_bits + 1
@@ -175,8 +178,10 @@ class Requantiser(wiring.Component):
                 "byte_ready": Out(1),
                 "pooled": In(signed(pooled_bits(g))),
                 "pooled_place": In(value_layout(g)),
-                "param_address": Out(range(2 * g.output_lanes)),
-                "param_data": In(g.param_words * g.stream_bits),
+                "bias_address": Out(range(2 * g.output_lanes)),
+                "bias": In(signed(g.bias_bits)),
+                "stairs_address": Out(range(2 * g.output_lanes)),
+                "stairs": In(g.param_bits - g.bias_bits),
                 "input_done": In(1),
                 "residual_read": Out(memory_read(g)),
                 "residual_write": Out(memory_write(g)),
@@ -194,11 +199,11 @@ class Requantiser(wiring.Component):
         m = Module()
         g = self._geometry
         begin = self._pace(m)
-        # From a register: the memory's port is asked for at once.
-        early = self._delay(m, self._sequence(m, begin), 1, "early")
-        place = self._delay(m, early, PARAM_CYCLES, "place")
-        bias, param = self._params(m)
-        moved = self._move(m, bias)
+        first = self._sequence(m, begin)
+        early = self._delay(m, first, 1, "early")  # asks for the memory, so it comes from a register
+        place = self._delay(m, early, ADD_CYCLES - 1, "place")
+        param = self._stairs(m)
+        moved = self._move(m)
         x, at_x = self._add(m, early, moved, place)
         q, at_q, useful = self._divide(m, x, at_x, param)
         self._write_residuals(m, x, at_x, param)
@@ -234,8 +239,10 @@ class Requantiser(wiring.Component):
         self._sequence_done = Signal()
         with m.If(self._sequence_done):
             m.d.sync += scoring.eq(0)
-        m.d.comb += self.gate.eq(
-            (cooldown == 0) & ((booked & pattern == 0) | ~self.record.residual) & ~scoring
+        # Known a cycle ahead, but for a tile that ends in this one.
+        clear = (booked >> 1) & pattern == 0
+        m.d.sync += self.gate.eq(
+            ~self.start & (cooldown[1:] == 0) & (clear | ~self.record.residual) & ~scoring
         )
         late = Signal(self._lead)
         m.d.sync += late.eq(Cat(self.start, late))
@@ -261,13 +268,9 @@ class Requantiser(wiring.Component):
             self.byte_ready.eq(self.input_mode & done),
         ]
         index = Mux(self.input_mode, image_channel, channel)[: (g.output_lanes - 1).bit_length()]
-        following = Signal.like(self.param_address)
-        pixel, following_pixel = (Signal((lanes - 1).bit_length()) for _ in range(2))
-        m.d.sync += [
-            Cat(following, self.param_address).eq(Cat(index, bank, following)),
-            Cat(following_pixel, pixel).eq(Cat(slot[: len(pixel)], following_pixel)),
-        ]
-        m.d.comb += self.sum_address.eq(Cat(pixel, self.param_address[: len(index)]))
+        pixel = Signal((lanes - 1).bit_length())
+        m.d.sync += [self.bias_address.eq(Cat(index, bank)), pixel.eq(slot)]
+        m.d.comb += self.sum_address.eq(Cat(pixel, self.bias_address[: len(index)]))
         with m.If(running):
             with m.If(slot != cycles - 1):
                 m.d.sync += slot.eq(slot + 1)
@@ -302,22 +305,26 @@ class Requantiser(wiring.Component):
         ]
         return place
 
-    def _params(self, m: Module) -> tuple:
-        """A channel's parameters: the bias at once, the rest one cycle later."""
+    def _stairs(self, m: Module) -> Signal:
+        """A channel's staircase, when its value is there; its bias came before."""
         g = self._geometry
-        rest = Signal(g.param_bits - g.bias_bits, reset_less=True)
-        m.d.sync += rest.eq(self.param_data[g.bias_bits : g.param_bits])
+        address = self.bias_address
+        for i in range(STAIRS_CYCLES - 1):
+            later = Signal.like(address, name=f"address_q{i + 1}")
+            m.d.sync += later.eq(address)
+            address = later
+        m.d.sync += self.stairs_address.eq(address)
         param = Signal(struct(g.param_fields))
-        m.d.comb += param.as_value().eq(Cat(Const(0, g.bias_bits), rest))
-        return self.param_data[: g.bias_bits].as_signed(), param
+        m.d.comb += param.as_value().eq(Cat(Const(0, g.bias_bits), self.stairs))
+        return param
 
-    def _move(self, m: Module, bias: object) -> Signal:
-        """Bias and shift of this cycle's value: a sum of the lanes, a pooled one, or a pixel."""
+    def _move(self, m: Module) -> Signal:
+        """Bias and shift of a value: a sum of the lanes, a pooled one, or a pixel."""
         g, r = self._geometry, self.record
-        total = Signal(signed(self.value_bits + 1))
+        total = Signal(signed(self.value_bits + 1), reset_less=True)
         pixel = self.byte << g.input_shift
         value = Mux(r.pool, self.pooled, Mux(self.input_mode, pixel, self.sum))
-        m.d.comb += total.eq(value + Mux(r.pool, r.rounding, bias))
+        m.d.sync += total.eq(value + Mux(r.pool, r.rounding, self.bias))
         aligned = Signal(signed(self.value_bits + 1))
         m.d.comb += aligned.eq(Mux(r.pool, total >> POOL_SHIFT, total))
         moved = Signal(signed(max(self.value_bits, g.accumulator_bits + 1 + g.max_left_shift)))
@@ -326,11 +333,12 @@ class Requantiser(wiring.Component):
         return moved
 
     def _add(self, m: Module, early: data.View, moved: Signal, place: data.View) -> tuple:
-        """Residual addition, saturating. ``early`` is the place `PARAM_CYCLES` before."""
+        """Residual addition, saturating. ``early`` is the place two cycles before."""
         g, r = self._geometry, self.record
         width = g.residual_bits
         at = Signal(place.shape())
-        m.d.comb += at.eq(Mux(r.pool, self.pooled_place.as_value(), place.as_value()))
+        pooled = self._delay(m, self.pooled_place, 1, "pooled")  # its sum is in `_move`'s register
+        m.d.comb += at.eq(Mux(r.pool, pooled.as_value(), place.as_value()))
         group = Signal.like(r.residual_groups)
         with m.If(self.layer_start):
             m.d.sync += group.eq(0)

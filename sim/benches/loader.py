@@ -79,16 +79,21 @@ class _Engine:
 
     async def read(self, kind: str, address: int) -> int:
         """Parameters of a channel or weights of a step, one cycle after their address."""
-        getattr(self.ports, f"{kind}_address").value = address
+        names = ("bias_address", "stairs_address") if kind == "param" else ("weight_address",)
+        ports = [getattr(self.ports, name) for name in names]
+        for port in ports:
+            port.value = address
         await self.edge
-        getattr(self.ports, f"{kind}_address").value = 0
+        for port in ports:
+            port.value = 0
         halves = []
         if kind == "weight" and self.g.pump > 1:
             await FallingEdge(self.ports._dut.clk)
             halves.append(int(self.ports.weights.value))
         await self.edge
         if kind == "param":
-            return int(self.ports.param_data.value)
+            bias = int(self.ports.bias.value)
+            return int(self.ports.stairs.value) << self.g.bias_bits | bias
         return join([*halves, int(self.ports.weights.value)], self.g.pass_weight_bits)
 
     async def hold_params(self, params: tuple[Param, ...], where: str) -> None:

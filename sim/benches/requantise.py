@@ -54,8 +54,10 @@ PASSED_ON = [
     "byte_valid",
     "byte",
     "byte_ready",
-    "param_address",
-    "param_data",
+    "bias_address",
+    "bias",
+    "stairs_address",
+    "stairs",
     "input_done",
     "residual_read",
     "residual_write",
@@ -170,7 +172,7 @@ class _Bench:
         ports, g, rng = self.ports, self.g, self.rng
         due: dict[int, list[int]] = {}
         cycle = divided = 0
-        address, read = 0, None
+        addresses, read = (0, 0), None
         sums: list[int] = []
         asked = 0
         while True:
@@ -178,8 +180,11 @@ class _Bench:
             known = asked < len(sums)
             ports.sum.value = sums[asked] if known else self.noise(g.accumulator_bits - 1)
             sums = due.pop(cycle, sums)
-            known = address < len(self.params)
-            ports.param_data.value = self.params[address] if known else self.noise(g.stream_bits)
+            rest = g.param_bits - g.bias_bits
+            known = [self.params[i] if i < len(self.params) else None for i in addresses]
+            bias, stairs = (self.noise(g.param_bits) if word is None else word for word in known)
+            ports.bias.value = bias & (1 << g.bias_bits) - 1
+            ports.stairs.value = stairs >> g.bias_bits & (1 << rest) - 1
             ports.residual_read__data.value = self.noise(g.word_bits) if read is None else read
             ports.want.value = int(bool(self.tiles) and rng.random() < 0.8)
             give = bool(self.words) and rng.random() < 0.8
@@ -191,7 +196,7 @@ class _Bench:
             divided = max(divided - 1, 0)
             await self.edge
             cycle += 1
-            address, read = int(ports.param_address.value), None
+            addresses, read = (int(ports.bias_address.value), int(ports.stairs_address.value)), None
             asked = int(ports.sum_address.value)
             if ports.start.value == 1:
                 due[cycle - 1 + self.latency] = self.tiles.pop(0)
