@@ -122,10 +122,13 @@ class _Fetch:
     busy: bool = False
     marked: int | None = None  # a group's first word, which has not been read yet
 
+    def asks(self, room: bool) -> bool:
+        """Whether the port is wanted in this cycle."""
+        return self.busy and room and not self.outside[self.fired % len(self.outside)]
+
     def fires(self, port: bool, room: bool) -> bool:
-        """Whether a word is fetched in this cycle."""
-        at = self.fired % len(self.outside)
-        return self.busy and room and (port or self.outside[at])
+        """Whether a word comes, read or padding."""
+        return self.busy and room and (port or not self.asks(room))
 
     def advance(self, fires: bool, start: bool) -> None:
         """One cycle."""
@@ -162,8 +165,9 @@ def _group_ends(items: tuple[tuple[str, int], ...], g: Geometry) -> list[int]:
     tile_ends_group = False
     while len(ends) <= r["groups_less"]:
         port = cycle not in taken
-        granted = load.wants() and port
-        fires = fetch.fires(port and not granted, fetch.fired - freed < g.window_depth)
+        room = fetch.fired - freed < g.window_depth
+        fires = fetch.fires(port, room)
+        granted = load.wants() and port and not fetch.asks(room)
         start = load.ready > 0 and not fetch.busy and fetch.marked is None
         start = start and launched <= r["groups_less"]
         final = half == g.halves - 1

@@ -92,9 +92,9 @@ class Engine(wiring.Component):
                 "activation_write": "write",
                 "input_write": "write",
                 "image_write": "write",
-                "image_read": "read",
-                # Last: it reads ahead, so it can wait, and it alone knows late whether it asks.
                 "fetch": "read",
+                # Last: the Image is read far ahead, and whether it is wanted is known late.
+                "image_read": "read",
             },
         )
         record = loader.record
@@ -186,12 +186,12 @@ class Engine(wiring.Component):
             requantiser.byte.eq(self.i_pixels.payload),
             requantiser.byte_valid.eq(self.i_pixels.valid & taking & writer.ready),
             self.i_pixels.ready.eq(requantiser.byte_ready),
-            self.num_pixels.eq(Mux(loader.known, loader.header.pixels, 0)),
             self.num_classes.eq(loader.header.classes),
             self.error.eq(loader.error),
             loader.group_done.eq(requantiser.group_done & ~record.pool),
             fetch.start.eq(launch),
         ]
+        m.d.sync += self.num_pixels.eq(Mux(loader.known, loader.header.pixels, 0))
         for block in (fetch, requantiser):
             m.d.comb += block.layer_start.eq(self.layer_start)
         m.d.sync += ready_groups.eq(ready_groups + loader.group_loaded - (launch & ~record.pool))

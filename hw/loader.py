@@ -205,7 +205,7 @@ class Loader(wiring.Component):
     def _weights(self, m: Module) -> tuple[Signal, Signal]:
         """The ring; returns (put, there is room)."""
         g = self._geometry
-        put, room = Signal(name="put_weight"), Signal(name="room_weight")
+        put, room = Signal(name="put_weight"), Signal(name="room_weight", init=1)
         # A word is what the lanes take in a pass; a step has one for each of them.
         m.submodules.weights = mem = memory.Memory(
             shape=g.pass_weight_bits, depth=g.weight_depth * g.pump, init=[]
@@ -224,7 +224,6 @@ class Loader(wiring.Component):
             write.addr.eq(Cat(of_pass, address)),
             write.data.eq(self.i.payload.replicate(slices)),
             self.weights.eq(read.data),
-            room.eq(free != 0),
         ]
         if g.pump == 1:
             m.d.comb += read.addr.eq(self.weight_address)
@@ -238,5 +237,7 @@ class Loader(wiring.Component):
         with m.If(complete):
             m.d.sync += [part.eq(0), address.eq(address + 1)]
         released = Mux(self.group_done, self.record.weight_words, 0)
-        m.d.sync += free.eq(free - complete + released)
+        after = Signal.like(free)
+        m.d.comb += after.eq(free - complete + released)
+        m.d.sync += [free.eq(after), room.eq(after != 0)]
         return put, room

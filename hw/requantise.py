@@ -200,11 +200,11 @@ class Requantiser(wiring.Component):
         g = self._geometry
         begin = self._pace(m)
         first = self._sequence(m, begin)
-        early = self._delay(m, first, 1, "early")  # asks for the memory, so it comes from a register
+        early = self._delay(m, first, 1, "early")
         place = self._delay(m, early, ADD_CYCLES - 1, "place")
         param = self._stairs(m)
         moved = self._move(m)
-        x, at_x = self._add(m, early, moved, place)
+        x, at_x = self._add(m, first, early, moved, place)
         q, at_q, useful = self._divide(m, x, at_x, param)
         self._write_residuals(m, x, at_x, param)
         self._write_activations(m, q, at_q, useful)
@@ -332,8 +332,13 @@ class Requantiser(wiring.Component):
         m.d.comb += moved.eq((aligned << g.max_left_shift) >> down)
         return moved
 
-    def _add(self, m: Module, early: data.View, moved: Signal, place: data.View) -> tuple:
-        """Residual addition, saturating. ``early`` is the place two cycles before."""
+    def _add(
+        self, m: Module, first: data.View, early: data.View, moved: Signal, place: data.View
+    ) -> tuple:
+        """Residual addition, saturating. ``early`` is the place two cycles before, ``first`` three.
+
+        The memory is asked for from a register.
+        """
         g, r = self._geometry, self.record
         width = g.residual_bits
         at = Signal(place.shape())
@@ -344,19 +349,20 @@ class Requantiser(wiring.Component):
             m.d.sync += group.eq(0)
         with m.Elif(self._sequence_done & self._tile_last):
             m.d.sync += group.eq(group + 1)
-        reading = group < r.residual_groups
+        reading = Signal()
+        m.d.sync += reading.eq(group < r.residual_groups)
         m.submodules.read_pointer = pointer = ResidualPointer(g)
         event, loading, loads_zero = Signal(), Signal(), Signal()
         m.d.comb += [
-            event.eq(early.valid & early.word_first & r.residual),
             pointer.record.eq(r),
             pointer.layer_start.eq(self.layer_start),
             pointer.step.eq(event),
             pointer.word_last.eq(early.word_last),
             pointer.tile_last.eq(early.tile_last),
-            self.residual_read.valid.eq(event & reading),
             self.residual_read.address.eq(pointer.address),
         ]
+        coming = first.valid & first.word_first & r.residual
+        m.d.sync += [event.eq(coming), self.residual_read.valid.eq(coming & reading)]
         m.d.sync += [loading.eq(event), loads_zero.eq(~reading | self.input_mode)]
         stream = Signal(g.residual_lanes * width)
         with m.If(loading):
@@ -381,8 +387,8 @@ class Requantiser(wiring.Component):
     def _divide(self, m: Module, x: Signal, at: data.View, param: data.View) -> tuple:
         """The staircase: 2**F * (gain * x) - offset, then two comparisons a cycle.
 
-        Returns the activation, its place, and whether the layer has a use for it: known a cycle
-        early, for the memory port waits for it.
+        Returns the activation, its place, and whether the layer has a use for it. That, and whether
+        it completes a word, is known a cycle early, for the memory's port waits for it.
         """
         g = self._geometry
         b = g.activation_bits
@@ -431,8 +437,10 @@ class Requantiser(wiring.Component):
             following.as_value().name = f"place_held{i}"
             m.d.sync += [later.eq(q), following.eq(place)]
             q, before, place = later, place, following
-        useful = Signal()
-        m.d.sync += useful.eq(before.valid & self.record.requantise & ~self.input_mode)
+        useful, done = Signal(), Signal()
+        coming = before.valid & self.record.requantise & ~self.input_mode
+        m.d.sync += [useful.eq(coming), done.eq(coming & before.tile_end & before.fits)]
+        m.d.comb += self.activation_write.valid.eq(done)
         return q, place, useful
 
     def _write_residuals(self, m: Module, x: Signal, at: data.View, param: data.View) -> None:
@@ -474,7 +482,6 @@ class Requantiser(wiring.Component):
         tile, plane, beyond = (Signal(g.address_bits) for _ in range(3))
         chunk = Signal(range(max(chunks, 2)))
         m.d.comb += [
-            port.valid.eq(useful & at.tile_end & at.fits),
             port.address.eq(tile + at.pixel if lanes > 1 else tile),
         ]
         for p in range(lanes):

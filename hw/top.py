@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from amaranth.hdl import Module, Signal
-from amaranth.lib import wiring
+from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out, connect
 
 from compiler.geometry import Geometry
@@ -86,7 +86,7 @@ class Top(wiring.Component):
         m.submodules.flash, m.submodules.store = flash, store = self._flash, self._store
         connect(m, receiver.o, host.i_bytes)
         connect(m, host.o_bytes, transmitter.i)
-        connect(m, host.o_pixels, engine.i_pixels)
+        self._pass_pixels(m, host.o_pixels, engine.i_pixels)
         connect(m, engine.o_answer, host.i_answer)
         connect(m, flash.o, store.i)
         connect(m, store.write, engine.image_write)
@@ -110,3 +110,11 @@ class Top(wiring.Component):
             self.error.eq(host.error | engine_error),
         ]
         return m
+
+    def _pass_pixels(self, m: Module, source: stream.Interface, sink: stream.Interface) -> None:
+        """Through a register: neither side then waits for what the other makes of a cycle."""
+        taken = source.valid & source.ready
+        m.d.comb += source.ready.eq(~sink.valid)
+        with m.If(taken):
+            m.d.sync += sink.payload.eq(source.payload)
+        m.d.sync += sink.valid.eq(taken | (sink.valid & ~sink.ready))
