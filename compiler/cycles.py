@@ -123,12 +123,12 @@ class _Fetch:
     marked: int | None = None  # a group's first word, which has not been read yet
 
     def asks(self, room: bool) -> bool:
-        """Whether the port is wanted in this cycle."""
-        return self.busy and room and not self.outside[self.fired % len(self.outside)]
+        """Whether nobody below has the port in this cycle."""
+        return self.busy and room
 
     def fires(self, port: bool, room: bool) -> bool:
         """Whether a word comes, read or padding."""
-        return self.busy and room and (port or not self.asks(room))
+        return self.asks(room) and (port or self.outside[self.fired % len(self.outside)])
 
     def advance(self, fires: bool, start: bool) -> None:
         """One cycle."""

@@ -66,7 +66,8 @@ class WindowFetch(wiring.Component):
                 | (r.pad_left & (column == 0))
                 | (column > r.column_last)
             ),
-            self.memory.valid.eq(self.busy & self.room & ~outside),
+            # Padding is not read, but whether it is padding is known later than the port's address.
+            self.memory.valid.eq(self.busy & self.room),
             self.coming.eq(self.busy & self.room & (outside | self.memory.ready)),
         ]
         pad = Cat(r.pad for _ in range(g.word_channels)) & (~r.pool).replicate(g.word_bits)
