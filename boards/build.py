@@ -71,12 +71,17 @@ class Plan:
     baud: int
     seeds: tuple[int, ...]
 
+    @property
+    def flash_cycles(self) -> int:
+        """Cycles of the flash's clock: one where the pad makes it."""
+        return 1 if self.board.pins["flash_clk"].pulse else 2
+
     def top(self) -> BoardTop:
         """The whole design."""
-        offset = self.board.flash.image_offset
+        offset, cycles = self.board.flash.image_offset, self.flash_cycles
         return BoardTop(
             self.board,
-            lambda hz: Top(self.geometry, hz, self.baud, "spram", offset),
+            lambda hz: Top(self.geometry, hz, self.baud, "spram", offset, cycles),
             self.wanted_hz,
         )
 

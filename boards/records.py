@@ -28,12 +28,16 @@ class Pin:
     led_driver : int or None
         Channel 0 .. 2 of the UltraPlus' constant-current LED driver, which owns this pin. It sinks
         current while the signal is 1, so `inverted` does not apply.
+    pulse : bool
+        An output that is low in the first half of each cycle, and only in the second what the
+        signal says: a clock as fast as the engine's.
     """
 
     location: str
     inverted: bool = False
     pull_up: bool = False
     led_driver: int | None = None
+    pulse: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +170,7 @@ ICEBREAKER = Board(
         "busy": Pin("37", inverted=True),
         "alive": Pin("41", led_driver=2),
         "flash_cs_n": Pin("16"),
-        "flash_clk": Pin("15"),
+        "flash_clk": Pin("15", pulse=True),
         "flash_copi": Pin("14"),
         "flash_cipo": Pin("17"),
     },
@@ -195,7 +199,7 @@ ICESUGAR = Board(
         "busy": Pin("41", led_driver=2),
         "alive": Pin("39", led_driver=0),
         "flash_cs_n": Pin("16"),
-        "flash_clk": Pin("15"),
+        "flash_clk": Pin("15", pulse=True),
         "flash_copi": Pin("14"),
         "flash_cipo": Pin("17"),
     },
