@@ -129,7 +129,7 @@ class ImageStore(wiring.Component):
         m.d.comb += [less.eq(left + body.replicate(COUNT_BITS)), more.eq(less[-1])]
         with m.If((step & count) | (end & body)):
             m.d.sync += left.eq(Mux(body, less, Cat(pair, left)))
-        with m.If(step & size):
+        with m.If(step & size & ~self.loaded):  # in use from then on
             m.d.sync += ring.eq(Cat(pair, ring))
 
         index, expected = position[: (fields[0] - 1).bit_length()], Signal(PAIR_BITS)
