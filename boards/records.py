@@ -136,6 +136,11 @@ class Board:
     programmers: tuple[Programmer, ...]
     geometry: Geometry = field(default_factory=Geometry)
 
+    @property
+    def flash_cycles(self) -> int:
+        """Cycles of the flash's clock: one where the pad makes it."""
+        return 1 if self.pins["flash_clk"].pulse else 2
+
 
 UP5K = Budget(lut=5280, bram=30, spram=4, dsp=8)
 

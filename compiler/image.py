@@ -99,7 +99,7 @@ class Image:
         return cls(
             schedule.program.network,
             schedule.geometry,
-            schedule.geometry.memory_depth - max(r.first + r.words for r in schedule.regions),
+            schedule.room,
             schedule.header,
             schedule.input_params,
             layers,

@@ -190,7 +190,7 @@ class ImageStore(wiring.Component):
             m.d.sync += ahead.eq(filled)
         m.d.sync += [equal.eq(front == back), arrived.eq(emptied)]
         m.d.comb += [
-            self.write.valid.eq(held & ~(equal & ahead)),
+            self.write.valid.eq(held & ~(equal & ahead & self.loaded)),
             self.write.address.eq(here),
             self.write.data.eq(byte.replicate(-(-g.word_bits // 8))),
             self.write.mask.eq(

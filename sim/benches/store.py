@@ -338,10 +338,10 @@ async def refuses(dut):
         task = cocotb.start_soon(point.interfere())
         point.busy = 0.2
         bits, words = point.g.stream_bits, point.words(5)
-        for room in (None, 3):
+        for room, every in ((None, 1), (3, 7)):
             data = point.frame(words, room)
             assert flash_words(data, bits) == words
-            for fault, wrong in _faults(data, bits, given["flips"], point.rng):
+            for fault, wrong in [*_faults(data, bits, given["flips"], point.rng)][::every]:
                 await bench.reset(dut)
                 sink = StreamSink(dut, point.ports.name("o"))
                 flash = _Flash(point, wrong)
