@@ -20,6 +20,12 @@ POOL_CYCLES = 11
 SCORE_CYCLES = 6
 """Cycles that a score takes beyond its division."""
 
+AGAIN_BYTES = 16
+"""Of flash between the Image's last word and its first in the next pass: CRC and frame."""
+
+AGAIN_CYCLES = 1024
+"""From the CRC's end to the next pass's first byte, at 24 MHz (`hw.flash.FlashReader`)."""
+
 Record = Mapping[str, int]
 
 
@@ -74,7 +80,7 @@ class Flash:
     ahead : int
         Words in it.
     coming : int
-        Words of the Image that have not come yet.
+        Words of the Image that have not come yet; then those of the next picture follow.
     byte_cycles, word_bytes : int
         Cycles that a byte takes, and bytes of a word.
     """
@@ -84,22 +90,24 @@ class Flash:
     coming: int
     byte_cycles: int
     word_bytes: int
-    cycle: int = 0  # of the byte
+    cycle: int = 0  # of the byte, negative before it
     byte: int = 0  # of the word
 
     def writes(self) -> bool:
         """Whether a byte wants to be written in this cycle."""
-        return self.cycle == self.byte_cycles - 1 and self.ahead < self.ring and self.coming > 0
+        return self.cycle == self.byte_cycles - 1 and self.ahead < self.ring
 
     def run(self, cycles: int = 1) -> None:
         """Let time pass, in which the memory takes what comes."""
-        while cycles and self.ahead < self.ring and self.coming:
+        while cycles and self.ahead < self.ring:
             step = min(cycles, self.byte_cycles - self.cycle)
             self.cycle, cycles = self.cycle + step, cycles - step
             if self.cycle == self.byte_cycles:
                 self.cycle, self.byte = 0, self.byte + 1
             if self.byte == self.word_bytes:
                 self.byte, self.ahead, self.coming = 0, self.ahead + 1, self.coming - 1
+                if not self.coming:
+                    self.cycle = -AGAIN_BYTES * self.byte_cycles - AGAIN_CYCLES
 
     def take(self) -> int:
         """Take a word as soon as there is one, which needs two cycles; returns the wait for it."""

@@ -30,7 +30,7 @@ longer than the ring. The CRC is CRC-32/MPEG-2, of all before. `flash_words` is 
 Worked example: two words of 32 bits, 0x11223344 and 0x55667788, in a memory of 32 words, of which there
 is room for ten::
 
-    53 49 47 4e  00 00 00 01  00 00 00 3c  11 22 33 44  55 66 77 88  CRC
+    53 49 47 4e  00 00 00 01  00 00 00 3c  11 22 33 44  55 66 77 88  e4 88 4c 9d
 """
 
 from __future__ import annotations

@@ -95,6 +95,8 @@ def test_image_from_flash_during_the_picture(made, on_board, room):
     run = on_board(0, room)
     resident = image_of(made, 0)[0].cycles
     print(f"room {room}: {run.cycles}, predicted {laid_out.cycles}, resident {resident}")
+    for layer, cycles in zip(laid_out.layers, run.layer_cycles.T, strict=True):
+        print(f"  {layer.name:<24}{layer.cycles:>8}{cycles.tolist()!s:>24}")
     assert laid_out.cycles > resident
     assert run.cycles == pytest.approx(laid_out.cycles, rel=0.005)
 
