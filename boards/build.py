@@ -32,7 +32,7 @@ from compiler.errors import BuildError, CapacityError, UsageError
 from compiler.geometry import Geometry
 from compiler.image import Image, check_room
 from compiler.program import Program
-from compiler.schedule import Schedule, schedule
+from compiler.schedule import Schedule, schedule, streamed
 from compiler.stages import Result, Stages, file_digest, source_digest, write
 from hw.store import BITS as STORE_BITS
 from hw.top import Top
@@ -73,10 +73,10 @@ class Plan:
 
     def top(self) -> BoardTop:
         """The whole design."""
-        offset = self.board.flash.image_offset
+        offset, cycles = self.board.flash.image_offset, self.board.flash_cycles
         return BoardTop(
             self.board,
-            lambda hz: Top(self.geometry, hz, self.baud, "spram", offset),
+            lambda hz: Top(self.geometry, hz, self.baud, "spram", offset, cycles),
             self.wanted_hz,
             self.geometry.pump,
         )
@@ -192,6 +192,8 @@ def fit(program: Program, plan: Plan, smaller: Callable[[], str] = str) -> tuple
         laid_out = schedule(program, plan.geometry)
         image = Image.of(laid_out)
         check_room(image, laid_out)
+        if image.streamed:
+            laid_out = streamed(laid_out, image.room, board.flash_cycles)
     except CapacityError as error:
         name = smaller()
         # Where a network of this size would fit, it is not its size.

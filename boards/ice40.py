@@ -8,12 +8,22 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from amaranth.back import rtlil
-from amaranth.hdl import ClockDomain, ClockSignal, Elaboratable, Instance, Module, Signal
+from amaranth.hdl import (
+    ClockDomain,
+    ClockSignal,
+    Const,
+    Elaboratable,
+    Instance,
+    IOPort,
+    Module,
+    Signal,
+)
 from amaranth.lib import wiring
 from amaranth.lib.cdc import FFSynchronizer
-from amaranth.lib.wiring import In
+from amaranth.lib.wiring import Flow, In
 
 from boards.records import Board, Pin
 from boards.toolchain import to_verilog
@@ -96,8 +106,9 @@ def pll(input_hz: float, wanted_hz: float) -> Pll:
 class BoardTop(Elaboratable):
     """A component on a board: its clock, its reset and its pads.
 
-    Every port of the component is a single bit, and goes to the pin of the same name in the board's
-    record; pins without a port stay unused. The component runs in the ``sync`` domain, from the PLL
+    Every port of the component is a single bit, or such a bit in both directions (members ``o``,
+    ``oe`` and ``i``), and goes to the pin of the same name in the board's record; pins without a port
+    stay unused. The component runs in the ``sync`` domain, from the PLL
     at `clock_hz`. Its reset is released at least `RESET_SECONDS` after the PLL has locked, and
     asserted again if the PLL loses its lock.
 
@@ -132,8 +143,11 @@ class BoardTop(Elaboratable):
         self._pump = pump
         self._pll = pll(board.clock_mhz * 1e6, pump * (clock_hz or board.clock_hz))
         self._component = factory(self.clock_hz)
-        self._inputs = _ports(self._component, board)
-        self._pads = {name: Signal(name=name) for name in ["clk", *self._inputs]}
+        self._ports = _ports(self._component, board)
+        self._pads = {"clk": Signal(name="clk")} | {
+            name: IOPort(1, name=name) if self._has_cell(name) else Signal(name=name)
+            for name in self._ports
+        }
 
     @property
     def board(self) -> Board:
@@ -158,13 +172,15 @@ class BoardTop(Elaboratable):
         m.submodules.component = self._component
         self._make_clock(m)
         led_driver: dict[str, object] = {}
-        for name, is_input in self._inputs.items():
+        for name, direction in self._ports.items():
             pin, pad, port = (
                 self._board.pins[name],
                 self._pads[name],
                 getattr(self._component, name),
             )
-            if is_input:
+            if self._has_cell(name):
+                m.submodules[f"{name}_pad"] = _pad_cell(pin, pad, port)
+            elif direction is In:
                 m.d.comb += port.eq(pad ^ pin.inverted)
             elif pin.led_driver is not None:
                 led_driver |= {
@@ -180,6 +196,10 @@ class BoardTop(Elaboratable):
                 "SB_RGBA_DRV", p_CURRENT_MODE="0b1", i_CURREN=1, i_RGBLEDEN=1, **led_driver
             )
         return m
+
+    def _has_cell(self, name: str) -> bool:
+        """Whether the pad does more than a wire."""
+        return self._board.pins[name].pulse or self._ports[name] is None
 
     def _make_clock(self, m: Module) -> None:
         """Domains ``sync`` and, without reset, ``start``, from the PLL; so is ``fast``."""
@@ -219,7 +239,7 @@ class BoardTop(Elaboratable):
 
     def constraints(self) -> str:
         """Pins and the oscillator's frequency, in PCF; nextpnr derives the PLL's from it."""
-        located = {"clk": self._board.clock_pin} | {n: self._board.pins[n] for n in self._inputs}
+        located = {"clk": self._board.clock_pin} | {n: self._board.pins[n] for n in self._ports}
         lines = [_constraint(name, pin) for name, pin in located.items()]
         return "\n".join([*lines, f"set_frequency clk {self._board.clock_mhz:g}", ""])
 
@@ -238,11 +258,33 @@ class BoardTop(Elaboratable):
         )
 
 
-def _ports(component: wiring.Component, board: Board) -> dict[str, bool]:
-    """Names of a component's ports and whether each is an input."""
-    ports = {}
+def _pad_cell(pin: Pin, pad: IOPort, port: Any) -> Instance:
+    """The cell of a pad that is driven at double data rate, or in both directions."""
+    if pin.pulse:  # a flip-flop for each half of the cycle: 0 in the first, the signal in the second
+        return Instance(
+            "SB_IO",
+            p_PIN_TYPE=Const(0b010001, 6),
+            io_PACKAGE_PIN=pad,
+            i_OUTPUT_CLK=ClockSignal(),
+            i_D_OUT_0=Const(0, 1),
+            i_D_OUT_1=port,
+        )
+    return Instance(
+        "SB_IO",
+        p_PIN_TYPE=Const(0b101001, 6),
+        io_PACKAGE_PIN=pad,
+        i_OUTPUT_ENABLE=port.oe,
+        i_D_OUT_0=port.o,
+        o_D_IN_0=port.i,
+    )
+
+
+def _ports(component: wiring.Component, board: Board) -> dict[str, Flow | None]:
+    """Names of a component's ports and the direction of each; None for both."""
+    ports: dict[str, Flow | None] = {}
     for path, member, value in component.signature.flatten(component):
-        name = "__".join(map(str, path))
+        both = len(path) > 1 and path[-1] in ("o", "oe", "i")
+        name = "__".join(map(str, path[:-1] if both else path))
         if name not in board.pins:
             raise UsageError(
                 f"port {name!r} must have a pin, but board {board.name!r} has none of that name",
@@ -250,7 +292,7 @@ def _ports(component: wiring.Component, board: Board) -> dict[str, bool]:
             )
         if len(value) != 1:
             raise UsageError(f"port {name!r} must be one bit wide, not {len(value)}")
-        ports[name] = member.flow == In
+        ports[name] = None if both else member.flow
     return ports
 
 

@@ -151,6 +151,7 @@ def _build(options: argparse.Namespace, say: Say) -> dict[str, Any]:
             "path": str(folder / "image.bin"),
             "bytes": (folder / "image.bin").stat().st_size,
             "sha256": file_digest(folder / "image.bin"),
+            "streamed": image.streamed,
         },
         "verilog": {"path": str(verilog), "sha256": file_digest(verilog)},
         "tools": _versions() | {name: tool.version for name, tool in tools.items()},
@@ -402,7 +403,7 @@ def inspect_command(options: argparse.Namespace, console: Console) -> None:  # n
     """Print a table of layers."""
     from compiler import inspect
     from compiler.image import Image, check_room
-    from compiler.schedule import schedule
+    from compiler.schedule import schedule, streamed
 
     program = _read_program(options)
     laid_out = None
@@ -414,7 +415,10 @@ def inspect_command(options: argparse.Namespace, console: Console) -> None:  # n
         geometry = geometry_for(board.geometry, program.activation_bits, options.lanes)
         laid_out = schedule(program, geometry)
         if options.board:
-            check_room(Image.of(laid_out), laid_out)
+            image = Image.of(laid_out)
+            check_room(image, laid_out)
+            if image.streamed:
+                laid_out = streamed(laid_out, image.room, board.flash_cycles)
     if options.json:
         sys.stdout.write(json.dumps(inspect.document(program, laid_out), indent=1) + "\n")
         return

@@ -1,7 +1,7 @@
 """How many cycles a layer takes: the engine's pacing, cycle by cycle, without its data.
 
 Who waits for whom is all that matters here: window words for the memory port and for room, steps
-for words, tiles for the requantiser, and everything for weights. `_group_ends` plays a layer
+for words, tiles for the requantiser, and everything for weights. `_play` plays a layer
 through. The benches hold it to the simulated engine.
 """
 
@@ -20,35 +20,104 @@ POOL_CYCLES = 11
 SCORE_CYCLES = 6
 """Cycles that a score takes beyond its division."""
 
+AGAIN_BYTES = 16
+"""Of flash between the Image's last word and its first in the next pass: CRC and frame."""
+
+AGAIN_CYCLES = 1024
+"""From the CRC's end to the next pass's first byte, at 24 MHz (`hw.flash.FlashReader`)."""
+
 Record = Mapping[str, int]
 
 
-def layer_cycles(record: Record, geometry: Geometry, channels: int) -> int:
+def layer_cycles(
+    record: Record, geometry: Geometry, channels: int, flash: Flash | None = None
+) -> int:
     """Predicted cycles from a layer's start to the next one's; of the last layer, to the class.
 
-    ``channels`` is how many of its outputs are no padding.
+    ``channels`` is how many of its outputs are no padding; ``flash`` says when an Image's words come
+    that is not resident, and is left as it is when the layer is done.
     """
     g = geometry
     if record["pool"]:
-        return _pool_cycles(record, g)
-    ends = _group_ends(tuple(sorted(record.items())), g)
+        return _then_next(_pool_cycles(record, g), g, flash)
+    if flash is None:
+        ends = _group_ends(tuple(sorted(record.items())), g)
+    else:
+        ends = _play(record, g, flash)
     if record["last"]:
         used = channels - record["groups_less"] * g.output_lanes
         return ends[-1] + g.lane_cycles + used * (arith.SCORE_BITS + SCORE_CYCLES)
-    return ends[-1] + _tail(g) + 1 + next_layer_cycles(g)
+    return ends[-1] + _then_next(_tail(g) + 1, g, flash)
 
 
 def _pool_cycles(r: Record, g: Geometry) -> int:
     """Nine words a tile and a pause; reads are fewer, and hidden."""
     tiles = (r["height_out_less"] + 1) * (r["tiles_less"] + 1) * (r["groups_less"] + 1)
-    return (
-        POOL_CYCLES + tiles * (arith.POOL_KERNEL**2 + 1) + g.residual_lanes + next_layer_cycles(g)
-    )
+    return POOL_CYCLES + tiles * (arith.POOL_KERNEL**2 + 1) + g.residual_lanes
+
+
+def _then_next(cycles: int, g: Geometry, flash: Flash | None) -> int:
+    """Cycles in which no weights are read, and those until the next layer's record has been."""
+    if flash is not None:
+        flash.run(cycles)
+        cycles += sum(flash.take() for _ in range(g.words(g.record_fields)))
+    return cycles + next_layer_cycles(g)
 
 
 def next_layer_cycles(g: Geometry) -> int:
     """From a layer's end to the next one's start: its record is read, a word in two cycles."""
     return 2 * g.words(g.record_fields) + 3
+
+
+@dataclass(slots=True)
+class Flash:
+    """Words on their way from flash into the ring (`hw.flash`, `hw.store`) during a picture.
+
+    Attributes
+    ----------
+    ring : int
+        Words it holds at most.
+    ahead : int
+        Words in it.
+    coming : int
+        Words of the Image that have not come yet; then those of the next picture follow.
+    byte_cycles, word_bytes : int
+        Cycles that a byte takes, and bytes of a word.
+    """
+
+    ring: int
+    ahead: int
+    coming: int
+    byte_cycles: int
+    word_bytes: int
+    cycle: int = 0  # of the byte, negative before it
+    byte: int = 0  # of the word
+
+    def writes(self) -> bool:
+        """Whether a byte wants to be written in this cycle."""
+        return self.cycle == self.byte_cycles - 1 and self.ahead < self.ring
+
+    def run(self, cycles: int = 1) -> None:
+        """Let time pass, in which the memory takes what comes."""
+        while cycles and self.ahead < self.ring:
+            step = min(cycles, self.byte_cycles - self.cycle)
+            self.cycle, cycles = self.cycle + step, cycles - step
+            if self.cycle == self.byte_cycles:
+                self.cycle, self.byte = 0, self.byte + 1
+            if self.byte == self.word_bytes:
+                self.byte, self.ahead, self.coming = 0, self.ahead + 1, self.coming - 1
+                if not self.coming:
+                    self.cycle = -AGAIN_BYTES * self.byte_cycles - AGAIN_CYCLES
+
+    def take(self) -> int:
+        """Take a word as soon as there is one, which needs two cycles; returns the wait for it."""
+        waited = 0
+        while not self.ahead:
+            self.run()
+            waited += 1
+        self.ahead -= 1
+        self.run(2)
+        return waited
 
 
 def _tail(g: Geometry) -> int:
@@ -143,11 +212,15 @@ class _Fetch:
 
 @cache
 def _group_ends(items: tuple[tuple[str, int], ...], g: Geometry) -> list[int]:
-    """The cycle of each group's last step, from the layer's start on; ``items`` are the record's.
+    """What `_play` makes of a record's items where the Image is resident."""
+    return _play(dict(items), g, None)
+
+
+def _play(r: Record, g: Geometry, flash: Flash | None) -> list[int]:
+    """The cycle of each group's last step, from the layer's start on.
 
     A layer is played through: who waits for whom, without the values.
     """
-    r = dict(items)
     load, fetch = _Load(r, g), _Fetch(_outside(r))
     reads, writes, activations = ([g.lane_cycles + c for c in kind] for kind in g.accesses)
     # What the requantiser keeps apart is all that a tile might do.
@@ -166,8 +239,18 @@ def _group_ends(items: tuple[tuple[str, int], ...], g: Geometry) -> list[int]:
     while len(ends) <= r["groups_less"]:
         port = cycle not in taken
         room = fetch.fired - freed < g.window_depth
+        if flash is not None and port and flash.writes():
+            port = False
+            flash.run()
+            granted = False
+        else:
+            granted = port and not fetch.asks(room) and load.wants()
+            granted = granted and (flash is None or flash.ahead > 0)
+            if flash is not None:
+                flash.ahead -= granted
+                if not flash.writes():  # else the byte waits for the port, and the flash with it
+                    flash.run()
         fires = fetch.fires(port, room)
-        granted = load.wants() and port and not fetch.asks(room)
         start = load.ready > 0 and not fetch.busy and fetch.marked is None
         start = start and launched <= r["groups_less"]
         final = half == g.halves - 1

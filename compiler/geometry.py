@@ -14,6 +14,8 @@ from compiler import arith
 MAGIC = 0x5349_474E
 """First word of every Image stream: "SIGN"."""
 
+COUNT_BITS = 16
+"""Of the number of an Image's stream words, less one."""
 
 STEPS_PER_CYCLE = 2
 """Comparisons of the restoring division that the requantiser does in one cycle."""

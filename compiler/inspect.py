@@ -137,6 +137,7 @@ def document(program: Program, laid_out: Schedule | None) -> dict[str, Any]:
         "addsub_per_image": program.addsub_per_image,
         "weight_bits": program.weight_bits,
         "cycles": laid_out.cycles if laid_out else None,
+        "image": _place(laid_out) if laid_out else None,
         "lanes": laid_out.geometry.lanes if laid_out else None,
         "layers": [asdict(row) for row in rows(program, laid_out)],
     }
@@ -168,7 +169,13 @@ def show(program: Program, laid_out: Schedule | None, console: Console) -> None:
     cycles = ""
     if laid_out:
         cycles = f", {laid_out.cycles:,} cycles predicted at {laid_out.geometry.lanes} lanes"
+        cycles += f", Image {_place(laid_out)}"
     console.print(total + cycles)
+
+
+def _place(laid_out: Schedule) -> str:
+    """Where the Image is while a picture is computed."""
+    return "streamed from flash" if laid_out.streamed else "resident"
 
 
 def _shape(shape: tuple[int, int, int]) -> str:

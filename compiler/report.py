@@ -152,7 +152,8 @@ def show(report: Report, console: Console) -> None:
         f"{bits['residual_bits']:,} of residuals",
     )
     row("bitstream", report["bitstream"]["path"], f"{report['bitstream']['bytes']:,} bytes")
-    row("Image", report["image"]["path"], f"{report['image']['bytes']:,} bytes")
+    place = "streamed from flash" if report["image"]["streamed"] else "resident"
+    row("Image", report["image"]["path"], f"{report['image']['bytes']:,} bytes", place)
     row("seconds", *(f"{name} {took:g}" for name, took in report["seconds"].items()))
     console.print(table)
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from compiler import arith
 from compiler.arith import Staircase
-from compiler.cycles import layer_cycles
+from compiler.cycles import Flash, layer_cycles
 from compiler.errors import CapacityError
 from compiler.geometry import GAINS, MAGIC, NO_CHANNEL, POOL_SHIFT, Geometry
 from compiler.program import Add, Conv, Pool, Program, Quantise, SumPixels, Tensor
@@ -86,7 +86,10 @@ class Layer:
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """A Program laid out for a Geometry."""
+    """A Program laid out for a Geometry.
+
+    ``streamed`` says that `Layer.cycles` are those of an Image that comes from flash meanwhile.
+    """
 
     program: Program
     geometry: Geometry
@@ -94,6 +97,12 @@ class Schedule:
     input_params: tuple[Param, ...]
     layers: tuple[Layer, ...]
     regions: tuple[Region, ...]
+    streamed: bool = False
+
+    @property
+    def room(self) -> int:
+        """Words of activation memory behind all maps."""
+        return self.geometry.memory_depth - max(r.first + r.words for r in self.regions)
 
     @property
     def cycles(self) -> int:
@@ -134,6 +143,33 @@ def schedule(program: Program, geometry: Geometry) -> Schedule:
         layers,
         regions,
     )
+
+
+def streamed(laid_out: Schedule, room: int, flash_cycles: int = 1) -> Schedule:
+    """The same with the cycles it takes where words of the Image come from flash.
+
+    The ring is full when a picture begins: pictures come more slowly than it fills.
+
+    Parameters
+    ----------
+    room : int
+        Words of the ring.
+    flash_cycles : int
+        Of the flash's clock (`hw.flash.FlashReader`); it sends two bits in each of its clocks.
+    """
+    g, program = laid_out.geometry, laid_out.program
+    record = g.words(g.record_fields)
+    words = -record  # the first record has been read when the first layer starts
+    for layer in laid_out.layers:
+        steps = len(layer.params) * layer.record["weight_words"]
+        words += record + sum(map(len, layer.params)) * g.param_words
+        words += steps * g.weight_bits // g.stream_bits
+    flash = Flash(room, room, words - room, 4 * flash_cycles, g.stream_bits // 8)
+    layers = tuple(
+        replace(layer, cycles=layer_cycles(layer.record, g, program.scores.channels, flash))
+        for layer in laid_out.layers
+    )
+    return replace(laid_out, layers=layers, streamed=True)
 
 
 # -- fusing

@@ -37,8 +37,8 @@ ROOMY = {
 RESET_CYCLES = 1 << 14
 """Cycles after which every board's reset is over, and its flash awake."""
 
-COPY_CYCLES = 64
-"""Cycles within which a byte of the Image is copied: twice and a half what it takes."""
+COPY_CYCLES = 16
+"""Cycles within which a byte of the Image is read: twice what it takes with the slower clock."""
 
 
 # -- a bare engine ---------------------------------------------------------------------------------

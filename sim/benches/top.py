@@ -134,6 +134,12 @@ async def started(dut, given: dict) -> int:
     return now()
 
 
+async def known(engine) -> None:
+    """Let the engine read the Image's header; one that is not resident comes from flash again."""
+    while engine.num_pixels.value == 0:
+        await RisingEdge(engine.clk)
+
+
 @cocotb.test()
 async def classifies(dut):
     """Sends each picture's request, publishes the replies, the cycles and the layers."""
@@ -142,6 +148,7 @@ async def classifies(dut):
     start_ps = await started(dut, given)
     assert dut.top.component.store.loaded.value == 1, "the board must take the Image in its flash"
     engine = dut.top.component.engine
+    await with_timeout(known(engine), given["start_patience"] * clock_period(given), "ps")
     geometry = Geometry(**given["geometry"])
     watch = Watch(engine, geometry, given["regions"], given["layer_pictures"])
     replies, spans = [], []

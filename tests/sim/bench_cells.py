@@ -3,7 +3,7 @@
 import random
 
 import cocotb
-from cocotb.triggers import RisingEdge, Timer
+from cocotb.triggers import FallingEdge, RisingEdge, Timer
 
 from sim import bench
 
@@ -121,7 +121,8 @@ async def rgb(dut):
 
 @cocotb.test(timeout_time=1, timeout_unit="ms")
 async def pins_out(dut):
-    """Simple outputs follow at once, registered ones at the edge, inverted ones turned over."""
+    """Simple outputs follow at once, registered ones at the edge, inverted ones turned over; double
+    data rate is the one input as at the rising edge, then the other as at the falling one."""
     rng = random.Random(cocotb.RANDOM_SEED)
     bench.start_clocks(dut)
     await RisingEdge(dut.clk)
@@ -129,11 +130,17 @@ async def pins_out(dut):
     for _ in range(100):
         await RisingEdge(dut.clk)
         before, value = value, rng.getrandbits(1)
-        dut.out.value = value
+        second = rng.getrandbits(1)
+        dut.out.value, dut.other.value = value, second
         await Timer(1, "ns")
         assert dut.pin_simple.value == value
         assert dut.pin_registered.value == before
         assert dut.pin_inverted.value == 1 - before
+        assert dut.pin_double.value == before
+        await FallingEdge(dut.clk)
+        dut.other.value = 1 - second
+        await Timer(1, "ns")
+        assert dut.pin_double.value == second
 
 
 @cocotb.test(timeout_time=1, timeout_unit="ms")
