@@ -218,6 +218,7 @@ def on_board(
             "reply_bytes": len(encode_reply(empty)),
             "geometry": asdict(laid_out.geometry),
             "clock_hz": clock_hz,
+            "pump": laid_out.geometry.pump,
             "baud": baud,
             "start_patience": start_patience(image),
             "patience_ps": int(20 * laid_out.cycles / clock_hz * 1e12),

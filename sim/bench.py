@@ -65,6 +65,11 @@ def publish(**values: Any) -> None:
     save(path, {**load(path), **values})
 
 
+def period_ps(frequency_mhz: float) -> int:
+    """Of a clock that `start_clocks` drives; half of it is even."""
+    return 4 * round(250_000 / frequency_mhz)
+
+
 def start_clocks(dut: Any, frequency_mhz: float = 100.0) -> None:
     """Drive ``dut.clk`` and, where there is one, ``dut.fast_clk`` of twice its frequency.
 
@@ -72,10 +77,10 @@ def start_clocks(dut: Any, frequency_mhz: float = 100.0) -> None:
     """
     from cocotb.clock import Clock  # importable in a simulator only
 
-    period_ps = 4 * round(250_000 / frequency_mhz)
-    Clock(dut.clk, period_ps, unit="ps", impl="gpi").start(start_high=False)
+    period = period_ps(frequency_mhz)
+    Clock(dut.clk, period, unit="ps", impl="gpi").start(start_high=False)
     if hasattr(dut, "fast_clk"):  # `clk` rises half a period from now, and so does this
-        Clock(dut.fast_clk, period_ps // 2, unit="ps", impl="gpi").start(start_high=True)
+        Clock(dut.fast_clk, period // 2, unit="ps", impl="gpi").start(start_high=True)
 
 
 async def reset(dut: Any, cycles: int = 2) -> None:

@@ -126,7 +126,7 @@ async def receive(pin, count: int, bit_ps: int, patience_ps: int) -> bytes:
 
 async def started(dut, given: dict) -> int:
     """Let the board copy its Image; returns the time it took, in ps, whether it liked it or not."""
-    bench.start_clocks(dut, given["clock_hz"] / 1e6)
+    bench.start_clocks(dut, given["pump"] * given["clock_hz"] / 1e6)
     dut.rx.value = 1
     store = dut.top.component.store
     done = First(RisingEdge(store.loaded), RisingEdge(store.error))
@@ -202,5 +202,5 @@ async def refuses(dut):
 
 
 def clock_period(given: dict) -> int:
-    """Of `bench.start_clock`, in ps."""
-    return 2 * round(500_000 / (given["clock_hz"] / 1e6))
+    """Of the engine, in ps: the pin's clock is that of its lanes."""
+    return int(given["pump"] * bench.period_ps(given["pump"] * given["clock_hz"] / 1e6))

@@ -105,7 +105,7 @@ def test_image_from_flash_during_the_picture(made, on_board, room):
 def test_refuses_what_is_no_image(made, fault):
     laid_out, path = image_of(made, 0)
     data = bytearray(path.read_bytes())
-    data[{"magic": 0, "count": 6, "ring": 11, "body": len(data) // 2}.get(fault, -1)] ^= 0x10
+    data[{"magic": 0, "count": 4, "ring": 11, "body": len(data) // 2}.get(fault, -1)] ^= 0x10
     wrong = made.verilog.with_name("wrong.bin")
     wrong.write_bytes(b"\xff" * 64 if fault == "nothing there" else data)
     period_ps = 1e12 / made.plan.clock_hz
@@ -118,6 +118,7 @@ def test_refuses_what_is_no_image(made, fault):
             plusargs=accuracy.flash_arguments(wrong, BOARD.flash.image_offset),
             parameters={
                 "clock_hz": made.plan.clock_hz,
+                "pump": made.plan.geometry.pump,
                 "baud": made.plan.baud,
                 "start_patience": accuracy.start_patience(path),
                 "patience_ps": int(4 * laid_out.cycles * period_ps),
