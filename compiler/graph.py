@@ -73,10 +73,11 @@ class BatchNorm:
 
 @dataclass(frozen=True, slots=True)
 class Relu:
-    """``max(x, 0)``."""
+    """``max(x, low)``; a shifted ReLU's low is negative."""
 
     name: str
     source: str
+    low: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +150,25 @@ class AvgPool:
     unit: float | None = None
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class MaxPool:
+    """Largest value of each window; what lies outside the map is none.
+
+    Attributes
+    ----------
+    falling : (C,) bool, or None
+        Channels that take the smallest value instead: lowering puts the maximum behind batch norms
+        whose scale is negative.
+    """
+
+    name: str
+    source: str
+    kernel: int
+    stride: int
+    pads: Pads
+    falling: NDArray[np.bool_] | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class GlobalMean:
     """Mean over the pixels, (C, H, W) -> (C, 1, 1)."""
@@ -157,8 +177,8 @@ class GlobalMean:
     source: str
 
 
-Node = Input | BatchNorm | Relu | Quantiser | Conv | Add | AvgPool | GlobalMean
-NodeType = TypeVar("NodeType", BatchNorm, Quantiser, Conv, Add, AvgPool)
+Node = Input | BatchNorm | Relu | Quantiser | Conv | Add | AvgPool | MaxPool | GlobalMean
+NodeType = TypeVar("NodeType", BatchNorm, Quantiser, Conv, Add, AvgPool, MaxPool)
 
 
 def sources(node: Node) -> tuple[str, ...]:
@@ -231,7 +251,10 @@ class Graph:
             if not isinstance(node, Quantiser):
                 return node
             width = node.bits if self.reads_image(node) else bits
-            return replace(node, bits=width, step=steps[node.name])
+            step, zero = steps[node.name], node.zero
+            if (low := self.lowest(node.source)) is not None:
+                zero = round(-low / step)
+            return replace(node, bits=width, zero=zero, step=step)
 
         return Graph(self.network, tuple(map(renewed, self.nodes)), self.labels)
 
@@ -242,6 +265,17 @@ class Graph:
             for node in self.nodes
         )
         return Graph(self.network, nodes, self.labels)
+
+    def before_pools(self, name: str) -> Node:
+        """The node itself, or what stands before the maximum that it is."""
+        while isinstance(node := self[name], MaxPool):
+            name = node.source
+        return node
+
+    def lowest(self, name: str) -> float | None:
+        """The least value that a ReLU leaves of a node; None where there is no ReLU."""
+        node = self.before_pools(name)
+        return node.low if isinstance(node, Relu) else None
 
     def reads_image(self, node: Quantiser) -> bool:
         """Whether a quantiser stands behind the image's batch norm: it has 8 bits always."""
@@ -312,6 +346,12 @@ def _shape(node: Node, shapes: dict[str, Shape]) -> Shape:
             size = node.pads.output_size((h, w), POOL_KERNEL, 2)
             rule(min(size) >= 1, f"a map of {h}x{w} must not be smaller than the pool's window")
             return (node.channels, *size)
+        case MaxPool():
+            size = node.pads.output_size((h, w), node.kernel, node.stride)
+            rule(min(size) >= 1, f"a map of {h}x{w} must not be smaller than the pool's window")
+            around = (node.pads.top, node.pads.left, node.pads.bottom, node.pads.right)
+            rule(max(around) < node.kernel, "every window must hold a pixel")
+            return (c, *size)
         case GlobalMean():
             return (c, 1, 1)
     return source
@@ -506,7 +546,7 @@ def evaluate(node: Node, read: list[Float], quantised: bool) -> Float:
         case BatchNorm():
             return x * node.slope[:, None, None] + node.intercept[:, None, None]
         case Relu():
-            return np.maximum(x, 0.0)
+            return np.maximum(x, node.low)
         case Quantiser():
             return _quantise(x, node) if quantised and node.step is not None else x
         case Conv():
@@ -515,6 +555,8 @@ def evaluate(node: Node, read: list[Float], quantised: bool) -> Float:
             return x + read[1]
         case AvgPool():
             return _average(x, node, quantised)
+        case MaxPool():
+            return _largest(x, node)
         case GlobalMean():
             return np.asarray(x.mean(axis=(2, 3), keepdims=True))
     raise LoweringError(f"{node.name}: a graph must have one input, not two")
@@ -567,6 +609,19 @@ def convolve(x: NDArray[Any], weights: NDArray[Any], stride: int, pads: Pads) ->
 def _convolve(x: Float, node: Conv) -> Float:
     scale = np.broadcast_to(node.scale, node.weights.shape[:1])
     return np.asarray(convolve(x, node.weights, node.stride, node.pads) * scale[:, None, None])
+
+
+def _largest(x: Float, node: MaxPool) -> Float:
+    n, c, h, w = x.shape
+    size = node.pads.output_size((h, w), node.kernel, node.stride)
+    turn = np.ones((c, 1, 1)) if node.falling is None else 1.0 - 2 * node.falling[:, None, None]
+    p = node.pads
+    around = np.pad(
+        x * turn, ((0, 0), (0, 0), (p.top, p.bottom), (p.left, p.right)), constant_values=-np.inf
+    )
+    windows = patches(around, node.kernel, node.stride, size)
+    best = windows.reshape(n, c, node.kernel**2, *size).max(axis=2)
+    return np.asarray(best * turn)
 
 
 TIE = 1e-6
