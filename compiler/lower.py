@@ -538,8 +538,13 @@ class _Emitter:
         self._tensor(node.name, node.name, "activation", bounds, source.zero, source.step)
         self.ops.append(
             MaxPool(
-                *(node.name, source.name, node.name),
-                *(node.kernel, node.stride, node.pads, tuple(falls.tolist())),
+                node.name,
+                source.name,
+                node.name,
+                node.kernel,
+                node.stride,
+                node.pads,
+                tuple(falls.tolist()),
             )
         )
         self._activated(node.name)
@@ -643,11 +648,11 @@ class _Emitter:
 def _division(addend: Affine, acc: Tensor, stream: Stream) -> Staircase:
     """The signed staircase that takes an accumulator to the stream's unit.
 
-    It has as many bits as a score, which a divider must have anyway, or more where it needs them.
+    It clips nothing unless it is as wide as a score, which is what dividers are made for.
     """
     low, high = acc.low - acc.zero, acc.high - acc.zero
     reach = np.abs(addend.slope) * max(-low, high) + np.abs(addend.intercept)
-    bits = max(min(_width(float(reach.max()) / stream.unit), stream.bits), SCORE_BITS)
+    bits = min(_width(float(reach.max()) / stream.unit), max(stream.bits, SCORE_BITS))
     zero = 1 << (bits - 1)
     steps = arith.staircase(addend.slope, addend.intercept, stream.unit, zero, bits)
     return steps.restricted(low, high)

@@ -61,9 +61,9 @@ class WindowFetch(wiring.Component):
         last_column, last_line = column == r.columns_less, line == r.height_out_less
         m.d.comb += [
             outside.eq(
-                (r.pad_top & (y == 0))
+                (y < r.pad_top)
                 | (y > r.row_last)
-                | (r.pad_left & (column == 0))
+                | (column < r.pad_left)
                 | (column > r.column_last)
             ),
             self.memory.valid.eq(self.busy & self.room & ~outside),

@@ -25,10 +25,12 @@ def value_layout(geometry: Geometry) -> data.StructLayout:
     word_first, word_end : first / last value of a memory word of residuals
     word_last : it is in the tile's last memory word of residuals
     tile_end : last channel of the tile
+    divide : not valid yet: its addend goes to the divider first
     row_end, tile_last : last tile of a row / of the group
     """
     return data.StructLayout(
         {"valid": 1, "shift": 1, "pixel": range(max(geometry.pixel_lanes, 2)), "fits": 1}
+        | {"divide": int(geometry.addend_division)}
         | dict.fromkeys(PLACES, 1)
     )
 
@@ -131,7 +133,8 @@ class Requantiser(wiring.Component):
     stream start only where none of them (`Geometry.accesses`) meets one of the tile before.
 
     While the image is taken in (`input_mode`), and in the last layer, one value at a time goes to a
-    serial divider instead, and the next waits for `quotient_done`.
+    serial divider instead, and the next waits for `quotient_done`. Where addends are divided each
+    goes there first, and comes back as the quotient, less its zero, to be added and written.
 
     Members
     -------
@@ -145,10 +148,11 @@ class Requantiser(wiring.Component):
     byte_valid, byte : In, one pixel of one channel; byte_ready : Out, it has been taken
     pooled : In, a pooling window's sum times 36/count; pooled_place : In(`value_layout`)
     param_address : Out, param_data : In, one cycle later
-    input_done : In(1), strobe: the parameters of the input are not needed any more
+    input_done : In(1), strobe: the parameters of the input, or of a layer that does not come here,
+        are not needed any more
     residual_read, residual_write, activation_write : memory ports
     dividend, divisor, keep, quotient_start : Out, to the serial divider
-    quotient_done : In(1)
+    quotient_done : In(1); quotient : In, holds until the next start
     group_done : Out(1), strobe: the group's last value is through
     """
 
@@ -188,6 +192,7 @@ class Requantiser(wiring.Component):
                 "keep": Out(1),
                 "quotient_start": Out(1),
                 "quotient_done": In(1),
+                "quotient": In(arith.SCORE_BITS),
                 "group_done": Out(1),
             }
         )
@@ -195,6 +200,7 @@ class Requantiser(wiring.Component):
     def elaborate(self, platform: object) -> Module:
         m = Module()
         g = self._geometry
+        self._divides = self.record.divide if g.addend_division else Const(0, 1)
         begin = self._pace(m)
         early = self._sequence(m, begin)
         place = self._delay(m, early, PARAM_CYCLES, "place")
@@ -228,8 +234,9 @@ class Requantiser(wiring.Component):
         m.d.sync += booked.eq((booked | booking) >> 1)
         cooldown = Signal(range(g.tile_cycles))
         scoring = Signal()
+        slow = self.record.last | self._divides
         with m.If(self.start):
-            m.d.sync += [cooldown.eq(g.tile_cycles - 1), scoring.eq(self.record.last)]
+            m.d.sync += [cooldown.eq(g.tile_cycles - 1), scoring.eq(slow)]
         with m.Elif(cooldown != 0):
             m.d.sync += cooldown.eq(cooldown - 1)
         self._sequence_done = Signal()
@@ -248,15 +255,17 @@ class Requantiser(wiring.Component):
         lanes, cycles = g.pixel_lanes, g.channel_cycles
         running, bank = Signal(), Signal()
         given, waiting = Signal(), Signal()  # slow: the value is given; its quotient is not there
+        returned = Signal()  # dividing: the quotient has come and is given
         channel, slot = Signal(range(max(g.output_lanes, 2))), Signal(range(max(cycles, 2)))
         image_channel = Signal(3)
-        slow = self.input_mode | r.last
+        slow = self.input_mode | r.last | self._divides
+        held = self._divides & ~returned
         final_slot, final_channel = Signal(), Signal()
         self._tile_last = tile_last = self.tile.row_end & self.tile.last_row
         done = self._sequence_done
         m.d.comb += [
             self.tile_step.eq(done & ~self.input_mode),
-            final_slot.eq((slot == cycles - 1) & (~slow | (given & ~waiting))),
+            final_slot.eq((slot == cycles - 1) & ~held & (~slow | (given & ~waiting))),
             final_channel.eq((channel == g.output_lanes - 1) | self.input_mode),
             done.eq(running & final_slot & final_channel),
             self.byte_ready.eq(self.input_mode & done),
@@ -264,10 +273,11 @@ class Requantiser(wiring.Component):
         index = Mux(self.input_mode, image_channel, channel)[: (g.output_lanes - 1).bit_length()]
         m.d.sync += self.param_address.eq(Cat(index, bank))
         with m.If(running):
-            with m.If(slot != cycles - 1):
+            with m.If((slot != cycles - 1) & ~held):
                 m.d.sync += slot.eq(slot + 1)
             with m.If(slow):
                 m.d.sync += [given.eq(~final_slot), waiting.eq(waiting | ~given)]
+                m.d.sync += returned.eq(given & ~waiting & ~final_slot)
             with m.If(final_slot):
                 m.d.sync += [slot.eq(0), channel.eq(channel + 1)]
             with m.If(done):
@@ -283,10 +293,19 @@ class Requantiser(wiring.Component):
             m.d.sync += bank.eq(~bank)
 
         place = Signal(value_layout(g))
+        if g.addend_division:
+            m.d.comb += place.divide.eq(running & r.divide & ~given)
         in_word = channel & (g.residual_channels - 1)
         m.d.comb += [
-            place.valid.eq(running & Mux(slow, ~given, slot < lanes)),
-            place.shift.eq(running & (slot < lanes) & ((slot != cycles - 1) | final_slot)),
+            place.valid.eq(
+                running
+                & Mux(
+                    slow,
+                    Mux(self._divides, given & ~waiting & ~returned, ~given),
+                    slot < lanes,
+                )
+            ),
+            place.shift.eq(running & (slot < lanes) & ~held & ((slot != cycles - 1) | final_slot)),
             place.pixel.eq(slot),
             place.fits.eq(~self.tile.row_end | (slot <= r.tail_less)),
             place.word_first.eq((in_word == 0) & (slot == 0)),
@@ -321,8 +340,12 @@ class Requantiser(wiring.Component):
         with m.If(self.input_mode):
             m.d.sync += drain[0].eq(self.byte << g.input_shift)
         total = Signal(signed(self.value_bits + 1))
-        value = Mux(r.pool, self.pooled, drain[0])
-        m.d.comb += total.eq(value + Mux(r.pool, r.rounding, bias))
+        value, offset = Mux(r.pool, self.pooled, drain[0]), Mux(r.pool, r.rounding, bias)
+        if g.addend_division:
+            divided = r.divide & place.valid
+            value = Mux(divided, self.quotient - r.quotient_zero, value)
+            offset = Mux(divided, 0, offset)
+        m.d.comb += total.eq(value + offset)
         aligned = Signal(signed(self.value_bits + 1))
         m.d.comb += aligned.eq(Mux(r.pool, total >> POOL_SHIFT, total))
         moved = Signal(signed(max(self.value_bits, g.accumulator_bits + 1 + g.max_left_shift)))
@@ -344,8 +367,13 @@ class Requantiser(wiring.Component):
         reading = group < r.residual_groups
         m.submodules.read_pointer = pointer = ResidualPointer(g)
         event, loading, loads_zero = Signal(), Signal(), Signal()
+        added = Const(1, 1)  # what is read is added now: a value that is divided comes here twice
+        wanted = early.valid
+        if g.addend_division:
+            added = ~at.divide ^ (r.divide & r.divide_sum)
+            wanted = Mux(r.divide & r.divide_sum, early.divide, early.valid)
         m.d.comb += [
-            event.eq(early.valid & early.word_first & r.residual),
+            event.eq(wanted & early.word_first & r.residual),
             pointer.record.eq(r),
             pointer.layer_start.eq(self.layer_start),
             pointer.step.eq(event),
@@ -362,15 +390,16 @@ class Requantiser(wiring.Component):
             m.d.sync += stream.eq(stream >> width)
         # Zeros follow the words that are read, so where none are read zeros are added.
         total = Signal(signed(len(moved) + 1))
-        m.d.comb += total.eq(moved + stream[:width].as_signed())
+        m.d.comb += total.eq(moved + (stream[:width] & added.replicate(width)).as_signed())
         summed, at_x = Signal(total.shape(), reset_less=True), Signal(at.shape())
         m.d.sync += [summed.eq(total), at_x.eq(at)]
         low, high = -(1 << (width - 1)), (1 << (width - 1)) - 1
         sign, over = summed[-1], Signal()
         outside = summed[width - 1 :] != sign.replicate(len(summed) - width + 1)
+        dividing = at_x.divide if g.addend_division else Const(0, 1)
         x = Signal(signed(self.x_bits))
         m.d.comb += [
-            over.eq(r.residual & outside),
+            over.eq(r.residual & outside & ~dividing),
             x.eq(Mux(over, Mux(sign, low, high), summed)),
         ]
         return x, at_x
@@ -395,13 +424,14 @@ class Requantiser(wiring.Component):
             keep.eq(param.gain != NO_CHANNEL),
             place.eq(at),
         ]
+        starts = place.valid & (self.input_mode | self.record.last) & (place.pixel == 0)
+        if g.addend_division:
+            starts |= place.divide
         m.d.comb += [
             self.dividend.eq(y),
             self.divisor.eq(d),
             self.keep.eq(keep),
-            self.quotient_start.eq(
-                place.valid & (self.input_mode | self.record.last) & (place.pixel == 0)
-            ),
+            self.quotient_start.eq(starts),
         ]
         # Activations need no more of the dividend than the reach of their own offsets.
         y = y[: self.quotient_bits].as_signed()
