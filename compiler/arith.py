@@ -150,6 +150,14 @@ class Staircase:
         t, d, g = zip(*(self._restrict(*c, low, high) for c in channels), strict=True)
         return Staircase(self.bits, self.fraction_bits, t, d, g)
 
+    def exceeds(self, low: int, high: int) -> bool:
+        """Whether some x of ``low .. high`` would be given more than ``bits`` can hold."""
+        channels = zip(self.offsets, self.divisors, self.gains, strict=True)
+        ends = [
+            ((g * x << self.fraction_bits) - t) // d for t, d, g in channels for x in (low, high)
+        ]
+        return max(ends) >= 1 << self.bits
+
     def complemented(self, falling: tuple[bool, ...]) -> Staircase:
         """Answers ``2**bits - 1 - q`` in the channels that ``falling`` names, still a staircase.
 

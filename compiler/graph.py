@@ -374,8 +374,11 @@ def build(checkpoint: Checkpoint) -> Graph:
         return node.name
 
     def activation(source: str, batch_norm: str, relu: str) -> str:
-        name = add(_batch_norm(checkpoint, batch_norm, source))
-        name = add(Relu(f"{batch_norm}.relu", name))
+        if network.shifted_relu:
+            name = add(Relu(f"{batch_norm}.relu", source, -1.0))
+        else:
+            name = add(_batch_norm(checkpoint, batch_norm, source))
+            name = add(Relu(f"{batch_norm}.relu", name))
         return add(_quantiser(checkpoint, relu, name))
 
     name = add(_batch_norm(checkpoint, "input.bn", "image"))
@@ -384,6 +387,10 @@ def build(checkpoint: Checkpoint) -> Graph:
     name = add(_quantiser(checkpoint, "input", name))
     convs = {layer.name: layer for layer in schema.layers(network)}
     stream = add(_conv(checkpoint, convs["conv0"], name))
+    if network.stem:
+        name = activation(stream, "stem.bn", "stem.relu")
+        pads = network.pads(convs["conv0"].size_out, POOL_KERNEL, 2)
+        stream = add(MaxPool("stem", name, POOL_KERNEL, 2, pads))
     for block, _, c_out, stride in schema.blocks(network):
         first, second = convs[f"{block}.conv1"], convs[f"{block}.conv2"]
         name = activation(stream, f"{block}.bn1", f"{block}.relu1")
@@ -397,7 +404,8 @@ def build(checkpoint: Checkpoint) -> Graph:
         stream = add(Add(f"{block}.r", stream, name)) if network.skip else name
     name = activation(stream, "head.bn1", "head.relu")
     name = add(_conv(checkpoint, convs["head.conv"], name))
-    name = add(_batch_norm(checkpoint, "head.bn2", name))
+    if not network.shifted_relu:
+        name = add(_batch_norm(checkpoint, "head.bn2", name))
     add(GlobalMean("head.mean", name))
     return Graph(network.name, tuple(nodes), tuple(map(str, range(network.classes))))
 
@@ -424,7 +432,8 @@ def _quantiser(checkpoint: Checkpoint, name: str, source: str) -> Quantiser:
     if name == "input":
         zero = 0 if checkpoint.network.input_relu else SIGNED_INPUT_ZERO
         return Quantiser("input.q", source, INPUT_BITS, zero, step)
-    return Quantiser(name, source, q.activation_bits if q else 8, 0, step)
+    zero = round(1 / step) if checkpoint.network.shifted_relu and step else 0
+    return Quantiser(name, source, q.activation_bits if q else 8, zero, step)
 
 
 # -- the interpreter -------------------------------------------------------------------------------

@@ -270,7 +270,14 @@ class Stream:
 def stream_starts(graph: Graph) -> set[str]:
     """The convolutions, and the activations, that a residual stream starts with."""
     streams = [n.source for n in graph.nodes if isinstance(n, ir.Add | ir.AvgPool)]
-    return {affine(graph, name).root for name in streams if not _is_stream(graph[name])}
+    found = {affine(graph, name).root for name in streams if not _is_stream(graph[name])}
+    # Activations that are quantised again are a stream of their own.
+    for node in graph.nodes:
+        if isinstance(node, ir.BatchNorm | ir.Relu):
+            source = graph[node.source]
+            if isinstance(graph.before_pools(source.name), ir.Quantiser):
+                found.add(source.name)
+    return found
 
 
 def _is_stream(node: Node) -> bool:
@@ -653,9 +660,12 @@ def _division(addend: Affine, acc: Tensor, stream: Stream) -> Staircase:
     low, high = acc.low - acc.zero, acc.high - acc.zero
     reach = np.abs(addend.slope) * max(-low, high) + np.abs(addend.intercept)
     bits = min(_width(float(reach.max()) / stream.unit), max(stream.bits, SCORE_BITS))
-    zero = 1 << (bits - 1)
-    steps = arith.staircase(addend.slope, addend.intercept, stream.unit, zero, bits)
-    return steps.restricted(low, high)
+    while True:
+        zero = 1 << (bits - 1)
+        steps = arith.staircase(addend.slope, addend.intercept, stream.unit, zero, bits)
+        if bits >= SCORE_BITS or not steps.exceeds(low, high):
+            return steps.restricted(low, high)
+        bits += 1
 
 
 def score_step(value: Affine, acc: Tensor) -> float:

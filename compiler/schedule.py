@@ -881,7 +881,9 @@ class _Builder:
                 f"{f.name}: the division of its addend must be of the divider's "
                 f"{arith.SCORE_BITS} bits, not {stairs.bits}"
             )
-        if stairs is not None and stairs.bits < arith.SCORE_BITS and self._clips(stairs, add):
+        source = self.program[add.source]
+        ends = source.low - source.zero, source.high - source.zero
+        if stairs is not None and stairs.bits < arith.SCORE_BITS and stairs.exceeds(*ends):
             raise CapacityError(
                 f"{f.name}: the division of its addend must not clip below the divider's "
                 f"{arith.SCORE_BITS} bits, but it has {stairs.bits}"
@@ -893,14 +895,6 @@ class _Builder:
             offsets=tuple(t << abs(g) for t, g in zip(stairs.offsets, stairs.gains, strict=True)),
             divisors=tuple(d << abs(g) for d, g in zip(stairs.divisors, stairs.gains, strict=True)),
         )
-
-    def _clips(self, stairs: Staircase, add: Add) -> bool:
-        """Whether a staircase, as wide as the divider, gives more than its own bits can hold."""
-        source = self.program[add.source]
-        wide = replace(stairs, bits=arith.SCORE_BITS)
-        ends = np.array([source.low - source.zero, source.high - source.zero])
-        answers = wide(np.repeat(ends[None, :, None], stairs.channels, axis=0))
-        return bool((answers >= 1 << stairs.bits).any())
 
     def _biases(self, f: Fused, record: Mapping[str, int], signs: NDArray[np.int8]) -> list[int]:
         """What to add to each accumulator so that it is exact.
