@@ -190,7 +190,8 @@ class Fused:
 
 
 QUANTISE = ".quantise"
-"""End of the name of a layer that quantises a residual stream and does nothing else."""
+"""End of the name of a layer that quantises a residual stream and does nothing else; the rest is
+the name of the layer before."""
 
 
 def _fuse(program: Program) -> list[Fused]:
@@ -207,7 +208,7 @@ def _fuse(program: Program) -> list[Fused]:
         elif isinstance(op, Pool | MaxPool):
             fused.append(Fused(op.name, op, op.source))
         elif isinstance(op, Quantise) and program[op.source].kind == "residual":
-            fused.append(Fused(f"{op.source}{QUANTISE}", op, op.source, quantise=op))
+            fused.append(Fused(fused[-1].name + QUANTISE, op, op.source, quantise=op))
         elif isinstance(op, Conv | Add):
             add = op if isinstance(op, Add) else None
             quantise: Quantise | None = None

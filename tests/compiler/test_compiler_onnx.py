@@ -794,7 +794,10 @@ REFUSALS: list[tuple[Callable[[onnx.ModelProto], None], str]] = [
     (operator(RELU, "Elu"), r"\(Elu\): this operator has no integer form here"),
     (operator(RELU, "Identity"), "a convolution must read a ReLU or a quantiser, not batch norm"),
     (operator("stage1.block1.bn2.relu", "Softmax"), "it must be the last operator"),
-    (operator(POOL, "MaxPool", kernel_shape=[3, 3]), r"\(MaxPool\): this operator has no integer"),
+    (
+        operator(POOL, "MaxPool", kernel_shape=[3, 3]),
+        r"\(MaxPool\): a maximum must read sums or activations, not addition stage1.block1.r",
+    ),
     (attribute("kernel_shape", [2, 2], POOL), r"a pool must be 3x3 with stride 2, or global"),
     (attribute("strides", [1, 1], POOL), r"not \[3, 3\] with \[1, 1\]"),
     (both(attribute("pads", [2] * 4, POOL), uncounted), "must hold 9, 6 or 4 pixels"),
