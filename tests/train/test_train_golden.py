@@ -140,6 +140,7 @@ EXACT = [
     {"padding": "keras", "size": (7, 6)},
     {"input_relu": True},
     {"depth": 14, "width": 1},
+    {"batch_norm": "none", "weights": "bwn-channel", "skip": False},
 ]
 """Aligned forms whose streams fit 16 bits without rounding."""
 
@@ -149,6 +150,16 @@ ROUNDED = [
     {"weights": "bwn-channel"},
     {"weights": "bwn-layer"},
     {"batch_norm": "learned"},
+    {"batch_norm": "none", "weights": "bwn-layer"},
+    {"family": "wrn-imagenet", "depth": 10, "width": 1 / 16, "size": (32, 30)},
+    {
+        "family": "wrn-imagenet",
+        "depth": 10,
+        "width": 1 / 16,
+        "size": (32, 30),
+        "weights": "bwn-channel",
+        "batch_norm": "learned",
+    },
 ]
 """Forms in which lowering rounds what training does not: addends, divisors, narrow staircases."""
 
