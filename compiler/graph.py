@@ -252,7 +252,7 @@ class Graph:
                 return node
             width = node.bits if self.reads_image(node) else bits
             step, zero = steps[node.name], node.zero
-            if (low := self.lowest(node.source)) is not None:
+            if low := self.lowest(node.source):
                 zero = round(-low / step)
             return replace(node, bits=width, zero=zero, step=step)
 

@@ -181,12 +181,12 @@ class Builder:
             if replace(quantiser, name=source.name, source=source.source) != source:
                 raise Refused(f"it must not quantise what {source.name} already has")
             return x
-        if isinstance(source, ir.Relu):
-            found = levels.low * levels.step
-            if not math.isclose(found, source.low, rel_tol=SPREAD):
-                raise Refused(
-                    f"the quantiser of a ReLU must start at {source.low:g}, not at {found:g}"
-                )
+        lowest = levels.low * levels.step
+        if isinstance(source, ir.Relu) and not math.isclose(lowest, source.low, rel_tol=SPREAD):
+            steps = f" steps of {levels.step:g}" if source.low else ""
+            raise Refused(
+                f"the quantiser of a ReLU must start at {source.low:g}, not at {levels.low}{steps}"
+            )
         if not isinstance(source, (*AFFINE, ir.Relu)):
             raise Refused(f"a quantiser must not follow {_said(source)}")
         return self._append(name, x, lambda n: replace(quantiser, name=n))

@@ -349,9 +349,9 @@ def _slice(_: _Reader, node: Node, inputs: list[Known]) -> View:
     for axis, part in parts.items():
         size = x.sizes[axis]
         begin, end, step = part.indices(size)
-        if step > 1 and x.axes[axis] in ("H", "W"):
+        if step == 2 and x.axes[axis] in ("H", "W"):
             raise Refused(
-                f"it takes every {step}th pixel: a downsampling block's skip must be the mean of "
+                "it takes every second pixel: a downsampling block's skip must be the mean of "
                 "3x3 pixels, stride 2 (AveragePool)"
             )
         if (begin, end, step) != (0, size, 1):
@@ -593,13 +593,13 @@ def _maximum(reader: _Reader, node: Node, inputs: list[Known]) -> View:
     stride, pads = _window(node, x, kernel)
     if node.attributes.get("ceil_mode", 0):
         (top, left), (bottom, right) = _ends(pads)
-        bottom += _overhang(x.size("H"), top, bottom, kernel, stride)
-        right += _overhang(x.size("W"), left, right, kernel, stride)
+        bottom += overhang(x.size("H"), top, bottom, kernel, stride)
+        right += overhang(x.size("W"), left, right, kernel, stride)
         pads = Pads(top, left, bottom, right)
     return reader.build.maximum(node.name, x, kernel, stride, pads)
 
 
-def _overhang(size: int, before: int, behind: int, kernel: int, stride: int) -> int:
+def overhang(size: int, before: int, behind: int, kernel: int, stride: int) -> int:
     """Pixels beyond the padding that a last window (ceil_mode) reaches; it begins before them."""
     over = -(size + before + behind - kernel) % stride
     begin = size + before + behind + over - kernel

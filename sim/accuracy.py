@@ -34,6 +34,9 @@ ROOMY = {
 }
 """Sizes that an engine has in simulation only, for networks that fit no board."""
 
+UNITS = {"plain_input": True, "pad_bits": 3, "max_pool": True, "addend_division": True}
+"""What an engine has in simulation only, for networks that the boards' cannot compute."""
+
 RESET_CYCLES = 1 << 14
 """Cycles after which every board's reset is over, and its flash awake."""
 
@@ -58,7 +61,12 @@ def fitted(program: Program, geometry: Geometry, *, strict: bool = False) -> Sch
         if strict:
             raise
     sizes = {name: max(value, getattr(geometry, name)) for name, value in ROOMY.items()}
-    return schedule(program, replace(geometry, **sizes))
+    roomy = replace(geometry, **sizes)
+    try:
+        return schedule(program, roomy)
+    except CapacityError:
+        units = UNITS | {"addend_division": roomy.pixel_lanes == 1}
+        return schedule(program, replace(roomy, **units))
 
 
 def on_engine(

@@ -136,6 +136,45 @@ def test_channel_scales_pass_a_division() -> None:
     assert adds and all(op.division is not None and op.shift == 0 for op in adds)
 
 
+def test_an_addend_of_nothing_is_named() -> None:
+    graph = build(random_checkpoint(0))
+    nodes: list[ir.Node] = []
+    for node in graph.nodes:
+        if isinstance(node, ir.Conv) and node.name == "stage2.block1.conv2":
+            node = replace(node, scale=np.zeros(8))
+        nodes.append(node)
+    with pytest.raises(
+        LoweringError, match=r"stage2.block1.r: the addend stage2.block1.conv2 must not be constant"
+    ):
+        lower(Graph(graph.network, tuple(nodes), graph.labels))
+
+
+def test_channels_without_a_scale_add_nothing() -> None:
+    graph = build(random_checkpoint(0, channel_scales=True))
+    nodes: list[ir.Node] = []
+    for node in graph.nodes:
+        if isinstance(node, ir.Conv) and node.name == "stage1.block1.conv2":
+            node = replace(node, scale=np.where(np.arange(4) == 2, 0.0, node.scale))
+        nodes.append(node)
+    images = random_images(3, 4, (3, 8, 8))
+    program = lower(Graph(graph.network, tuple(nodes), graph.labels))
+    tensors = golden.run(program, images, ["conv0.r", "stage1.block1.r"]).tensors
+    before, behind = tensors["conv0.r"], tensors["stage1.block1.r"]
+    same = (before == behind).all(axis=(0, 2, 3))
+    assert same.tolist() == [False, False, True, False]
+
+
+@pytest.mark.parametrize("channel_scales", [False, True])
+def test_divisions_clip_nothing_below_a_scores_width(channel_scales: bool) -> None:
+    for seed in range(4):
+        program = random_program(seed, channel_scales=channel_scales, learned=True)
+        for op in program.ops:
+            if isinstance(op, Add) and op.division is not None:
+                source = program[op.source]
+                assert op.division.bits <= arith.SCORE_BITS
+                assert not op.division.exceeds(source.low, source.high)
+
+
 def test_misaligned_steps_pass_a_division_too() -> None:
     checkpoint = random_checkpoint(0)
     assert checkpoint.quantiser is not None
