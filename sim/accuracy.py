@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,7 +49,8 @@ COPY_CYCLES = 64
 
 
 def fitted(program: Program, geometry: Geometry, *, strict: bool = False) -> Schedule:
-    """The Program laid out for a geometry or, where it does not fit that, for a roomier one.
+    """The Program laid out for a geometry or, where it does not fit that, for a roomier one, with
+    every unit if nothing less will do.
 
     Raises
     ------
@@ -60,7 +62,9 @@ def fitted(program: Program, geometry: Geometry, *, strict: bool = False) -> Sch
     except CapacityError:
         if strict:
             raise
-    sizes = {name: max(value, getattr(geometry, name)) for name, value in ROOMY.items()}
+    sizes: dict[str, Any] = {
+        name: max(value, getattr(geometry, name)) for name, value in ROOMY.items()
+    }
     roomy = replace(geometry, **sizes)
     try:
         return schedule(program, roomy)
