@@ -35,7 +35,12 @@ ROOMY = {
 }
 """Sizes that an engine has in simulation only, for networks that fit no board."""
 
-UNITS = {"plain_input": True, "pad_bits": 3, "max_pool": True, "addend_division": True}
+UNITS: dict[str, Any] = {
+    "plain_input": True,
+    "pad_bits": 3,
+    "max_pool": True,
+    "addend_division": True,
+}
 """What an engine has in simulation only, for networks that the boards' cannot compute."""
 
 RESET_CYCLES = 1 << 14
