@@ -10,12 +10,13 @@ import pytest
 
 from compiler import arith, golden
 from compiler import graph as ir
+from compiler import lower as lowering
 from compiler.arith import Pads
 from compiler.checkpoint import Checkpoint
 from compiler.errors import LoweringError
 from compiler.graph import Graph, build
-from compiler.lower import RESIDUAL_BITS, lower, mean_before_head, quantised
-from compiler.program import Add, Conv, Op, Pool, Program, Quantise, SumPixels
+from compiler.lower import RESIDUAL_BITS, Affine, Stream, lower, mean_before_head, quantised
+from compiler.program import Add, Conv, Op, Pool, Program, Quantise, SumPixels, Tensor
 from tests.support.networks import random_checkpoint, random_images, random_program
 
 NETWORKS: dict[str, dict[str, Any]] = {
@@ -164,15 +165,28 @@ def test_channels_without_a_scale_add_nothing() -> None:
     assert same.tolist() == [False, False, True, False]
 
 
-@pytest.mark.parametrize("channel_scales", [False, True])
-def test_divisions_clip_nothing_below_a_scores_width(channel_scales: bool) -> None:
+def test_divisions_clip_nothing_below_a_scores_width() -> None:
+    """Whatever rounding makes of the divisors: the hardware clips at a score's width alone."""
+    narrow = 0
     for seed in range(4):
-        program = random_program(seed, channel_scales=channel_scales, learned=True)
+        program = random_program(seed, channel_scales=True, learned=True)
         for op in program.ops:
             if isinstance(op, Add) and op.division is not None:
                 source = program[op.source]
                 assert op.division.bits <= arith.SCORE_BITS
                 assert not op.division.exceeds(source.low, source.high)
+                narrow += op.division.bits < arith.SCORE_BITS
+    assert narrow > 8
+
+
+def test_a_division_is_a_bit_wider_where_a_rounded_divisor_makes_it_reach_further() -> None:
+    """2,050 at 1/1.0015 of a unit each are 2,046.9; d is 256, and they become 2,050 units."""
+    acc = Tensor("x.acc", "accumulator", 1, 1, 1, -2050, 2050)
+    addend = Affine("x", np.array([2046.9 / 2050]), np.zeros(1))
+    division = lowering._division(addend, acc, Stream(None, unit=1.0, bits=16))
+    assert (division.divisors, division.bits) == ((256,), 13)
+    ends = division(np.array([[[-2050, 2050]]])) - (1 << 12)
+    assert ends.ravel().tolist() == [-2050, 2050]
 
 
 def test_misaligned_steps_pass_a_division_too() -> None:
