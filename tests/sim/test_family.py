@@ -176,6 +176,19 @@ def test_tinbinns_network() -> None:
     hold(built(geometry), geometry, program)
 
 
+@pytest.mark.slow
+def test_what_divided_addends_cost() -> None:
+    """Of WRN 20-1 on 32x32, predicted: the divider's, where shifts do not do."""
+    cycles = []
+    for channel_scales in (False, True):
+        program = random_program(
+            depth=20, width=1, shape=(3, 32, 32), classes=10, channel_scales=channel_scales
+        )
+        cycles.append(schedule(program.with_residual_bits(16), SHIPPED).cycles)
+    print(f"one scale a layer {cycles[0]:,} cycles, one a channel {cycles[1]:,}")
+    assert 7 < cycles[1] / cycles[0] < 8
+
+
 GEOMETRIES: dict[str, dict[str, Any]] = {
     "b2": {"activation_bits": 2, "divisor_bits": 26, "max_left_shift": 8, "shift_bits": 4},
     "b8": {"activation_bits": 8, "accumulator_bits": 21, "offset_bits": 38, "divisor_bits": 28},
