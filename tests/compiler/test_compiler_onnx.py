@@ -61,6 +61,15 @@ def assert_same_answers(graph: ir.Graph, path: Path, quantised: bool = False) ->
     np.testing.assert_allclose(scores.reshape(expected.shape), expected, atol=2e-4, rtol=1e-4)
 
 
+def assert_close_integers(graph: ir.Graph) -> None:
+    """The Program at 8 bits comes near the Graph without quantisers."""
+    images = random_images(4, 16, graph.image.shape)
+    program = program_of(graph, 8, images)
+    close = ir.scores(graph, images, quantised=False)
+    scores = golden.run(program, images).scores * program.scores.step
+    assert np.abs(scores - close).max() < 0.1 * np.ptp(close)
+
+
 # -- our own files ---------------------------------------------------------------------------------
 
 NETWORKS: list[dict[str, Any]] = [
@@ -298,11 +307,7 @@ def test_residual_networks_from_torch(
     assert [q.zero for q in graph.all(ir.Quantiser)] == [128, 0, 0, 0]
     if head != "softmax":  # which is left out
         assert_same_answers(graph, path)
-    images = random_images(4, 16, (3, 8, 8))
-    program = program_of(graph, 8, images)
-    close = ir.scores(graph, images, quantised=False)
-    scores = golden.run(program, images).scores * program.scores.step
-    assert np.abs(scores - close).max() < 0.1 * np.ptp(close)
+    assert_close_integers(graph)
 
 
 @TORCH_WARNINGS
@@ -314,11 +319,7 @@ def test_plain_networks_from_torch(form: str, dynamo: bool, tmp_path: Path) -> N
     kernels = [conv.kernel for conv in graph.all(ir.Conv)]
     assert kernels == [3, 3, 4, 1]
     assert_same_answers(graph, path)
-    images = random_images(4, 16, (3, 8, 8))
-    program = program_of(graph, 8, images)
-    close = ir.scores(graph, images, quantised=False)
-    scores = golden.run(program, images).scores * program.scores.step
-    assert np.abs(scores - close).max() < 0.1 * np.ptp(close)
+    assert_close_integers(graph)
 
 
 class Vgg(nn.Module):
@@ -357,11 +358,7 @@ def test_vgg_from_torch(dynamo: bool, tmp_path: Path) -> None:
         (2, 2, Pads(0, 0, 0, 0)),
     ]
     assert_same_answers(graph, path)
-    images = random_images(4, 16, (3, 8, 8))
-    program = program_of(graph, 8, images)
-    close = ir.scores(graph, images, quantised=False)
-    scores = golden.run(program, images).scores * program.scores.step
-    assert np.abs(scores - close).max() < 0.1 * np.ptp(close)
+    assert_close_integers(graph)
 
 
 @pytest.mark.parametrize(
