@@ -787,11 +787,9 @@ class _Builder:
             "res_back": (1 - (g.residual_words - 1) * plane) & ((1 << g.address_bits) - 1),
         }
 
-    @staticmethod
-    def _quotient_zero(f: Fused) -> int:
-        if f.add is None or f.add.division is None:
-            return 0
-        return 1 << (f.add.division.bits - 1)
+    def _quotient_zero(self, f: Fused) -> int:
+        division = self._division(f, f.add) if f.add is not None else None
+        return 0 if division is None else 1 << (division.bits - 1)
 
     def _check_slices(self, f: Fused, shift: int) -> None:
         """Slices are summed in the residual stream: exact only if nothing rounds or saturates."""

@@ -15,7 +15,7 @@ from compiler import graph as ir
 from compiler.accuracy import program_of
 from compiler.arith import Pads
 from compiler.calibrate import calibrate
-from compiler.errors import CapacityError, LoweringError, ProgramError
+from compiler.errors import LoweringError, ProgramError
 from compiler.geometry import Geometry
 from compiler.lower import lower
 from compiler.program import Conv, MaxPool, Program
@@ -160,25 +160,7 @@ def test_a_round_trip_lowers_to_the_identical_program(
         assert program_of(again, 4, calibration).to_json() == expected.to_json()
 
 
-# -- an engine that has no unit for it, or no room -------------------------------------------------
-
-
-def test_capacity_names_the_field() -> None:
-    program = lower(random_vgg(0))
-    with pytest.raises(CapacityError, match="takes a maximum of 2x2 pixels") as caught:
-        schedule(program, Geometry())
-    assert caught.value.hint == "an engine with max_pool True"
-    wide = lower(random_vgg(0, shape=(3, 32, 32), channels=(4, 16), dense=(8, 5)))
-    small = Geometry(max_pool=True, weight_depth=32)
-    with pytest.raises(CapacityError, match=r"dense1: a group of weights needs 64 words") as caught:
-        schedule(wide, small)
-    assert caught.value.hint == "an engine with weight_depth 64"
-    assert schedule(wide, replace(small, weight_depth=64, window_depth=32)).cycles > 0
-
-
-def test_a_unit_for_maxima_needs_a_weight_bit_pair_a_lane() -> None:
-    with pytest.raises(ValueError, match=r"input_lanes \* output_lanes must be at least 32"):
-        Geometry(max_pool=True, input_lanes=4, output_lanes=4, stream_bits=16)
+# -- what people see -------------------------------------------------------------------------------
 
 
 def test_inspect_shows_every_layer() -> None:
