@@ -672,9 +672,16 @@ def score_step(value: Affine, acc: Tensor) -> float:
     """The step of the scores: as fine as is of use, and no score can saturate.
 
     Rounding a score costs half a step; rounding its divisor (``2**F * step/slope``) costs up to
-    ``reach * slope / (2 * 2**F * step)``. The sum of both is least where they are equal.
+    ``reach * slope / (2 * 2**F * step)``. The sum of both is least where they are equal. Where all
+    classes have one slope (a fully connected layer without a batch norm behind it), a step can be
+    found whose divisor is whole: then only the first is left.
     """
     slope, reach = np.abs(value.slope), max(-acc.low, acc.high)
     highest = float((slope * reach + np.abs(value.intercept)).max())
-    balanced = math.sqrt(highest * float(slope.max()) / (1 << arith.MAX_FRACTION_BITS))
-    return max(balanced, highest / ((1 << (SCORE_BITS - 1)) - 2), np.finfo(np.float64).tiny)
+    steepest = float(slope.max())
+    balanced = math.sqrt(highest * steepest / (1 << arith.MAX_FRACTION_BITS))
+    least = max(highest / ((1 << (SCORE_BITS - 1)) - 2), np.finfo(np.float64).tiny)
+    unit = steepest / (1 << arith.MAX_FRACTION_BITS)
+    if unit > 0 and (slope == steepest).all():
+        return math.ceil(least / unit) * unit
+    return max(balanced, least)

@@ -418,3 +418,17 @@ def test_an_unquantised_convolution_is_refused_by_name() -> None:
     )
     with pytest.raises(LoweringError, match=r"conv2: the input of a convolution must be quant"):
         lower(Graph(graph.network, nodes, graph.labels))
+
+
+def test_scores_of_one_slope_are_as_fine_as_16_bits_are() -> None:
+    """Classes that differ by one accumulator, or by a 30th of the intercept, are told apart."""
+    acc = Tensor("x.acc", "accumulator", 5, 1, 1, -480, 480)
+    one = Affine("x", np.full(5, 0.3), np.array([0.0, 0.01, -0.01, 5.0, 0.0]))
+    step = lowering.score_step(one, acc)
+    stairs = arith.staircase(one.slope, one.intercept, step, 1 << 15, arith.SCORE_BITS)
+    x = np.tile(np.arange(-480, 481), (5, 1))
+    scores = (stairs(x, 0) - (1 << 15)) * step
+    assert np.abs(scores - (0.3 * x + one.intercept[:, None])).max() <= step / 2 * 1.0001
+    assert step < 0.3 / 50
+    several = Affine("x", np.linspace(0.2, 0.3, 5), one.intercept)
+    assert lowering.score_step(several, acc) > 0.3  # rounded divisors are the larger error
