@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from functools import cache
 
 from compiler import arith
-from compiler.geometry import Geometry
+from compiler.geometry import RESIDUAL_CYCLES, Geometry
 
 POOL_CYCLES = 11
 """Cycles of a pooling layer before its first window and after its last."""
 
-SCORE_CYCLES = 6
+SCORE_CYCLES = 7
 """Cycles that a score takes beyond its division."""
 
 AGAIN_BYTES = 16
@@ -25,6 +25,9 @@ AGAIN_BYTES = 16
 
 AGAIN_CYCLES = 1024
 """From the CRC's end to the next pass's first byte, at 24 MHz (`hw.flash.FlashReader`)."""
+
+ADDEND_CYCLES = 8
+"""Cycles that an addend takes beyond its division, besides those of a channel."""
 
 Record = Mapping[str, int]
 
@@ -38,7 +41,7 @@ def layer_cycles(
     that is not resident, and is left as it is when the layer is done.
     """
     g = geometry
-    if record["pool"]:
+    if record["pool"] and not record["maximum"]:
         return _then_next(_pool_cycles(record, g), g, flash)
     if flash is None:
         ends = _group_ends(tuple(sorted(record.items())), g)
@@ -47,7 +50,7 @@ def layer_cycles(
     if record["last"]:
         used = channels - record["groups_less"] * g.output_lanes
         return ends[-1] + g.lane_cycles + used * (arith.SCORE_BITS + SCORE_CYCLES)
-    return ends[-1] + _then_next(_tail(g) + 1, g, flash)
+    return ends[-1] + _then_next(_tail(record, g) + 1, g, flash)
 
 
 def _pool_cycles(r: Record, g: Geometry) -> int:
@@ -120,10 +123,44 @@ class Flash:
         return waited
 
 
-def _tail(g: Geometry) -> int:
+def _tail(r: Record, g: Geometry) -> int:
     """From a group's last step to its last activation."""
+    if r["maximum"]:
+        return 1
     last = (g.output_lanes - 1) * g.channel_cycles + g.pixel_lanes - 1
+    if r["divide"]:
+        last = g.output_lanes * _divided_cycles(g) - 1 - g.channel_cycles
     return g.lane_cycles + last + g.activation_cycles
+
+
+def _tiles_apart(r: Record, g: Geometry) -> int:
+    """Fewest cycles from a tile's last step to the next one's."""
+    if r["maximum"]:
+        return 1
+    if r["divide"]:
+        return g.lane_cycles + g.output_lanes * _divided_cycles(g)
+    return g.tile_cycles
+
+
+def _divided_cycles(g: Geometry) -> int:
+    """Of a channel whose addend is divided."""
+    return arith.SCORE_BITS + ADDEND_CYCLES + g.channel_cycles
+
+
+def _accesses(r: Record, g: Geometry) -> tuple[list[int], list[int], list[int]]:
+    """`Geometry.accesses` of a layer, from a tile's last step on."""
+    begin = g.lane_cycles
+    if r["maximum"]:
+        return [], [], [1]
+    if r["divide"]:
+        each = _divided_cycles(g)
+        firsts = range(0, g.output_lanes, g.residual_channels)
+        back = each - 1 - g.channel_cycles
+        reads = [begin + first * each + (0 if r["divide_sum"] else back) for first in firsts]
+        lasts = [first + g.residual_channels - 1 for first in firsts]
+        return reads, [begin + last * each + back + RESIDUAL_CYCLES for last in lasts], []
+    reads, writes, activations = ([begin + c for c in kind] for kind in g.accesses)
+    return reads, writes, activations
 
 
 def _outside(r: Record) -> list[bool]:
@@ -222,9 +259,11 @@ def _play(r: Record, g: Geometry, flash: Flash | None) -> list[int]:
     A layer is played through: who waits for whom, without the values.
     """
     load, fetch = _Load(r, g), _Fetch(_outside(r))
-    reads, writes, activations = ([g.lane_cycles + c for c in kind] for kind in g.accesses)
+    reads, writes, activations = _accesses(r, g)
     # What the requantiser keeps apart is all that a tile might do.
-    pattern = [*reads, *writes, *activations] if r["residual"] else []
+    paced = r["residual"] and not r["divide"]
+    pattern = [*reads, *writes, *activations] if paced else []
+    halves, apart = 1 if r["maximum"] else g.halves, _tiles_apart(r, g)
     window, across, lines = r["window_less"] + 1, r["tiles_less"] + 1, r["height_out_less"] + 1
     line_words = (r["columns_less"] + 1) * (r["kernel_h_less"] + 1) * (r["words_less"] + 1)
     farthest = (g.pixel_lanes - 1) * r["step_pixel"]
@@ -253,21 +292,21 @@ def _play(r: Record, g: Geometry, flash: Flash | None) -> list[int]:
         fires = fetch.fires(port, room)
         start = load.ready > 0 and not fetch.busy and fetch.marked is None
         start = start and launched <= r["groups_less"]
-        final = half == g.halves - 1
+        final = half == halves - 1
         gate = cycle >= clear and booked.isdisjoint(cycle + c for c in pattern)
         valid = held and (gate or not (last and final))
         take = (not held or (valid and final)) and line < lines * (r["groups_less"] + 1)
         take = take and base + place + farthest < fetch.written and base + place < fetch.written
         if valid and final and last:
-            clear = cycle + g.tile_cycles
+            clear = cycle + apart
             booked.update(cycle + c for c in pattern)
             group = len(ends)
             taken.update(cycle + c for c in writes if r["residual"])
             taken.update(cycle + c for c in reads if group < r["residual_groups"])
-            taken.update(cycle + c for c in activations if r["requantise"])
+            taken.update(cycle + c for c in activations if r["requantise"] or r["maximum"])
             if tile_ends_group:
                 ends.append(cycle)
-                done = cycle + _tail(g)
+                done = cycle + _tail(r, g)
                 if r["last"]:
                     clear = (
                         cycle + g.lane_cycles + g.output_lanes * (arith.SCORE_BITS + SCORE_CYCLES)

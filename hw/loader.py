@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from amaranth.hdl import Cat, Const, Module, Mux, Signal, Value, signed
-from amaranth.lib import memory, stream, wiring
+from amaranth.lib import data, memory, stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from compiler.geometry import MAGIC, Geometry
 from hw.layout import struct
 from hw.pump import lane_domain, second_half
+
+
+def loads_nothing(record: data.View) -> Value:
+    """Whether a layer has neither parameters nor weights: it is an average pool."""
+    pool: Value = record.pool
+    return pool & ~record.maximum if len(record.maximum) else pool
 
 
 class Loader(wiring.Component):
@@ -126,7 +132,7 @@ class Loader(wiring.Component):
             with m.State("recorded"):
                 m.d.comb += self.record_ready.eq(1)
                 m.d.sync += [group.eq(0), left.eq(g.output_lanes * g.param_words)]
-                with m.If(self.record.pool):
+                with m.If(loads_nothing(self.record)):
                     m.next = "idle"
                 with m.Else():
                     m.next = "params"

@@ -10,9 +10,6 @@ from compiler import arith
 from compiler.geometry import NO_CHANNEL, POOL_SHIFT, RESIDUAL_CYCLES, STEPS_PER_CYCLE, Geometry
 from hw.layout import memory_read, memory_write, struct
 
-ADD_CYCLES = 3
-"""From a value's being chosen to its residual's addition: address, RAM block, bias."""
-
 STAIRS_CYCLES = 2
 """From the address of a channel's bias to that of its staircase: the bias and the residual."""
 
@@ -27,10 +24,12 @@ def value_layout(geometry: Geometry) -> data.StructLayout:
     word_first, word_end : first / last value of a memory word of residuals
     word_last : it is in the tile's last memory word of residuals
     tile_end : last channel of the tile
+    divide : not valid yet: its addend goes to the divider first
     row_end, tile_last : last tile of a row / of the group
     """
     return data.StructLayout(
         {"valid": 1, "pixel": range(max(geometry.pixel_lanes, 2)), "fits": 1}
+        | {"divide": int(geometry.addend_division)}
         | dict.fromkeys(PLACES, 1)
     )
 
@@ -133,7 +132,8 @@ class Requantiser(wiring.Component):
     stream start only where none of them (`Geometry.accesses`) meets one of the tile before.
 
     While the image is taken in (`input_mode`), and in the last layer, one value at a time goes to a
-    serial divider instead, and the next waits for `quotient_done`.
+    serial divider instead, and the next waits for `quotient_done`. Where addends are divided each
+    goes there first, and comes back as the quotient, less its zero, to be added and written.
 
     Members
     -------
@@ -147,10 +147,11 @@ class Requantiser(wiring.Component):
     byte_valid, byte : In, one pixel of one channel; byte_ready : Out, it has been taken
     pooled : In, a pooling window's sum times 36/count; pooled_place : In(`value_layout`)
     bias_address, stairs_address : Out; bias, stairs : In, one cycle later (`hw.loader.Loader`)
-    input_done : In(1), strobe: the parameters of the input are not needed any more
+    input_done : In(1), strobe: the parameters of the input, or of a layer that does not come here,
+        are not needed any more
     residual_read, residual_write, activation_write : memory ports
     dividend, divisor, keep, quotient_start : Out, to the serial divider
-    quotient_done : In(1)
+    quotient_done : In(1); quotient : In, holds until the next start
     group_done : Out(1), strobe: the group's last value is through
     """
 
@@ -191,6 +192,7 @@ class Requantiser(wiring.Component):
                 "keep": Out(1),
                 "quotient_start": Out(1),
                 "quotient_done": In(1),
+                "quotient": In(arith.SCORE_BITS),
                 "group_done": Out(1),
             }
         )
@@ -198,12 +200,14 @@ class Requantiser(wiring.Component):
     def elaborate(self, platform: object) -> Module:
         m = Module()
         g = self._geometry
+        self._divides = self.record.divide if g.addend_division else Const(0, 1)
         begin = self._pace(m)
         first = self._sequence(m, begin)
         early = self._delay(m, first, 1, "early")
-        place = self._delay(m, early, ADD_CYCLES - 1, "place")
+        middle = self._delay(m, early, 1, "middle")
+        place = self._delay(m, middle, 1, "place")
         param = self._stairs(m)
-        moved = self._move(m)
+        moved = self._move(m, middle)
         x, at_x = self._add(m, first, early, moved, place)
         q, at_q, useful = self._divide(m, x, at_x, param)
         self._write_residuals(m, x, at_x, param)
@@ -232,8 +236,9 @@ class Requantiser(wiring.Component):
         m.d.sync += booked.eq((booked | booking) >> 1)
         cooldown = Signal(range(g.tile_cycles))
         scoring = Signal()
+        slow = self.record.last | self._divides
         with m.If(self.start):
-            m.d.sync += [cooldown.eq(g.tile_cycles - 1), scoring.eq(self.record.last)]
+            m.d.sync += [cooldown.eq(g.tile_cycles - 1), scoring.eq(slow)]
         with m.Elif(cooldown != 0):
             m.d.sync += cooldown.eq(cooldown - 1)
         self._sequence_done = Signal()
@@ -254,15 +259,17 @@ class Requantiser(wiring.Component):
         lanes, cycles = g.pixel_lanes, g.channel_cycles
         running, bank = Signal(), Signal()
         given, waiting = Signal(), Signal()  # slow: the value is given; its quotient is not there
+        returned = Signal()  # dividing: the quotient has come and is given
         channel, slot = Signal(range(max(g.output_lanes, 2))), Signal(range(max(cycles, 2)))
         image_channel = Signal(3)
-        slow = self.input_mode | r.last
+        slow = self.input_mode | r.last | self._divides
+        held = self._divides & ~returned
         final_slot, final_channel = Signal(), Signal()
         self._tile_last = tile_last = self.tile.row_end & self.tile.last_row
         done = self._sequence_done
         m.d.comb += [
             self.tile_step.eq(done & ~self.input_mode),
-            final_slot.eq((slot == cycles - 1) & (~slow | (given & ~waiting))),
+            final_slot.eq((slot == cycles - 1) & ~held & (~slow | (given & ~waiting))),
             final_channel.eq((channel == g.output_lanes - 1) | self.input_mode),
             done.eq(running & final_slot & final_channel),
             self.byte_ready.eq(self.input_mode & done),
@@ -272,10 +279,11 @@ class Requantiser(wiring.Component):
         m.d.sync += [self.bias_address.eq(Cat(index, bank)), pixel.eq(slot)]
         m.d.comb += self.sum_address.eq(Cat(pixel, self.bias_address[: len(index)]))
         with m.If(running):
-            with m.If(slot != cycles - 1):
+            with m.If((slot != cycles - 1) & ~held):
                 m.d.sync += slot.eq(slot + 1)
             with m.If(slow):
                 m.d.sync += [given.eq(~final_slot), waiting.eq(waiting | ~given)]
+                m.d.sync += returned.eq(given & ~waiting & ~final_slot)
             with m.If(final_slot):
                 m.d.sync += [slot.eq(0), channel.eq(channel + 1)]
             with m.If(done):
@@ -291,9 +299,18 @@ class Requantiser(wiring.Component):
             m.d.sync += bank.eq(~bank)
 
         place = Signal(value_layout(g))
+        if g.addend_division:
+            m.d.comb += place.divide.eq(running & r.divide & ~given)
         in_word = channel & (g.residual_channels - 1)
         m.d.comb += [
-            place.valid.eq(running & Mux(slow, ~given, slot < lanes)),
+            place.valid.eq(
+                running
+                & Mux(
+                    slow,
+                    Mux(self._divides, given & ~waiting & ~returned, ~given),
+                    slot < lanes,
+                )
+            ),
             place.pixel.eq(slot),
             place.fits.eq(~self.tile.row_end | (slot <= r.tail_less)),
             place.word_first.eq((in_word == 0) & (slot == 0)),
@@ -318,13 +335,18 @@ class Requantiser(wiring.Component):
         m.d.comb += param.as_value().eq(Cat(Const(0, g.bias_bits), self.stairs))
         return param
 
-    def _move(self, m: Module) -> Signal:
+    def _move(self, m: Module, place: data.View) -> Signal:
         """Bias and shift of a value: a sum of the lanes, a pooled one, or a pixel."""
         g, r = self._geometry, self.record
         total = Signal(signed(self.value_bits + 1), reset_less=True)
         pixel = self.byte << g.input_shift
         value = Mux(r.pool, self.pooled, Mux(self.input_mode, pixel, self.sum))
-        m.d.sync += total.eq(value + Mux(r.pool, r.rounding, self.bias))
+        offset = Mux(r.pool, r.rounding, self.bias)
+        if g.addend_division:
+            divided = r.divide & place.valid
+            value = Mux(divided, self.quotient - r.quotient_zero, value)
+            offset = Mux(divided, 0, offset)
+        m.d.sync += total.eq(value + offset)
         aligned = Signal(signed(self.value_bits + 1))
         m.d.comb += aligned.eq(Mux(r.pool, total >> POOL_SHIFT, total))
         moved = Signal(signed(max(self.value_bits, g.accumulator_bits + 1 + g.max_left_shift)))
@@ -353,6 +375,11 @@ class Requantiser(wiring.Component):
         m.d.sync += reading.eq(group < r.residual_groups)
         m.submodules.read_pointer = pointer = ResidualPointer(g)
         event, loading, loads_zero = Signal(), Signal(), Signal()
+        added = Const(1, 1)  # what is read is added now: a value that is divided comes here twice
+        wanted = first.valid
+        if g.addend_division:
+            added = ~at.divide ^ (r.divide & r.divide_sum)
+            wanted = Mux(r.divide & r.divide_sum, first.divide, first.valid)
         m.d.comb += [
             pointer.record.eq(r),
             pointer.layer_start.eq(self.layer_start),
@@ -361,7 +388,7 @@ class Requantiser(wiring.Component):
             pointer.tile_last.eq(early.tile_last),
             self.residual_read.address.eq(pointer.address),
         ]
-        coming = first.valid & first.word_first & r.residual
+        coming = wanted & first.word_first & r.residual
         m.d.sync += [event.eq(coming), self.residual_read.valid.eq(coming & reading)]
         m.d.sync += [loading.eq(event), loads_zero.eq(~reading | self.input_mode)]
         stream = Signal(g.residual_lanes * width)
@@ -371,15 +398,16 @@ class Requantiser(wiring.Component):
             m.d.sync += stream.eq(stream >> width)
         # Zeros follow the words that are read, so where none are read zeros are added.
         total = Signal(signed(len(moved) + 1))
-        m.d.comb += total.eq(moved + stream[:width].as_signed())
+        m.d.comb += total.eq(moved + (stream[:width] & added.replicate(width)).as_signed())
         summed, at_x = Signal(total.shape(), reset_less=True), Signal(at.shape())
         m.d.sync += [summed.eq(total), at_x.eq(at)]
         low, high = -(1 << (width - 1)), (1 << (width - 1)) - 1
         sign, over = summed[-1], Signal()
         outside = summed[width - 1 :] != sign.replicate(len(summed) - width + 1)
+        dividing = at_x.divide if g.addend_division else Const(0, 1)
         x = Signal(signed(self.x_bits))
         m.d.comb += [
-            over.eq(r.residual & outside),
+            over.eq(r.residual & outside & ~dividing),
             x.eq(Mux(over, Mux(sign, low, high), summed)),
         ]
         return x, at_x
@@ -404,13 +432,14 @@ class Requantiser(wiring.Component):
             keep.eq(param.gain != NO_CHANNEL),
             place.eq(at),
         ]
+        starts = place.valid & (self.input_mode | self.record.last) & (place.pixel == 0)
+        if g.addend_division:
+            starts |= place.divide
         m.d.comb += [
             self.dividend.eq(y),
             self.divisor.eq(d),
             self.keep.eq(keep),
-            self.quotient_start.eq(
-                place.valid & (self.input_mode | self.record.last) & (place.pixel == 0)
-            ),
+            self.quotient_start.eq(starts),
         ]
         # Activations need no more of the dividend than the reach of their own offsets.
         y = y[: self.quotient_bits].as_signed()

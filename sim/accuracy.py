@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,6 +35,14 @@ ROOMY = {
 }
 """Sizes that an engine has in simulation only, for networks that fit no board."""
 
+UNITS: dict[str, Any] = {
+    "plain_input": True,
+    "pad_bits": 3,
+    "max_pool": True,
+    "addend_division": True,
+}
+"""What an engine has in simulation only, for networks that the boards' cannot compute."""
+
 RESET_CYCLES = 1 << 14
 """Cycles after which every board's reset is over, and its flash awake."""
 
@@ -45,7 +54,8 @@ COPY_CYCLES = 16
 
 
 def fitted(program: Program, geometry: Geometry, *, strict: bool = False) -> Schedule:
-    """The Program laid out for a geometry or, where it does not fit that, for a roomier one.
+    """The Program laid out for a geometry or, where it does not fit that, for a roomier one, with
+    every unit if nothing less will do.
 
     Raises
     ------
@@ -57,8 +67,15 @@ def fitted(program: Program, geometry: Geometry, *, strict: bool = False) -> Sch
     except CapacityError:
         if strict:
             raise
-    sizes = {name: max(value, getattr(geometry, name)) for name, value in ROOMY.items()}
-    return schedule(program, replace(geometry, **sizes))
+    sizes: dict[str, Any] = {
+        name: max(value, getattr(geometry, name)) for name, value in ROOMY.items()
+    }
+    roomy = replace(geometry, **sizes)
+    try:
+        return schedule(program, roomy)
+    except CapacityError:
+        units = UNITS | {"addend_division": roomy.pixel_lanes == 1}
+        return schedule(program, replace(roomy, **units))
 
 
 def on_engine(

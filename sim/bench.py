@@ -66,21 +66,25 @@ def publish(**values: Any) -> None:
 
 
 def period_ps(frequency_mhz: float) -> int:
-    """Of a clock that `start_clocks` drives; half of it is even."""
-    return 4 * round(250_000 / frequency_mhz)
+    """Of a clock that `start_clock` drives, and an even number, as its halves are whole."""
+    return 2 * round(500_000 / frequency_mhz)
+
+
+def start_clock(signal: Any, frequency_mhz: float = 100.0, *, high: bool = False) -> None:
+    """Drive a clock from compiled code, not from Python, with the level that it begins with."""
+    from cocotb.clock import Clock  # importable in a simulator only
+
+    Clock(signal, period_ps(frequency_mhz), unit="ps", impl="gpi").start(start_high=high)
 
 
 def start_clocks(dut: Any, frequency_mhz: float = 100.0) -> None:
     """Drive ``dut.clk`` and, where there is one, ``dut.fast_clk`` of twice its frequency.
 
-    They are driven from compiled code, not from Python, and rise together.
+    They rise together: `clk` half a period from now, and the other then for the second time.
     """
-    from cocotb.clock import Clock  # importable in a simulator only
-
-    period = period_ps(frequency_mhz)
-    Clock(dut.clk, period, unit="ps", impl="gpi").start(start_high=False)
-    if hasattr(dut, "fast_clk"):  # `clk` rises half a period from now, and so does this
-        Clock(dut.fast_clk, period // 2, unit="ps", impl="gpi").start(start_high=True)
+    start_clock(dut.clk, frequency_mhz)
+    if hasattr(dut, "fast_clk"):
+        start_clock(dut.fast_clk, 2 * frequency_mhz, high=True)
 
 
 async def reset(dut: Any, cycles: int = 2) -> None:

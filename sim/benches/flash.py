@@ -225,7 +225,7 @@ async def _stop(dut, taker: _Taker, moment: int) -> None:
 async def reads_again_when_it_is_told(dut):
     """A strobe of one cycle, as the store gives it, at any moment of a read."""
     given = bench.parameters()
-    bench.start_clock(dut.clk, given["clock_hz"] / 1e6)
+    bench.start_clocks(dut, given["clock_hz"] / 1e6)
     content = _Content(dut, 20)
     rng = random.Random(cocotb.RANDOM_SEED)
     content.sleep()

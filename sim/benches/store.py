@@ -237,7 +237,7 @@ async def serves_again_and_again(dut):
 @cocotb.test()
 async def streams_a_longer_image(dut):
     """Of Images that the ring does not hold, every word of several passes; nothing else is written."""
-    bench.start_clock(dut.clk)
+    bench.start_clocks(dut)
     for point in _points(dut):
         task = cocotb.start_soon(point.interfere())
         depth, stalls = point.g.memory_depth, list(STALLS.values())
@@ -266,7 +266,7 @@ async def streams_a_longer_image(dut):
 @cocotb.test()
 async def reads_ahead_while_nobody_asks(dut):
     """As many words as the ring holds, at a byte in four cycles; then the flash is left alone."""
-    bench.start_clock(dut.clk)
+    bench.start_clocks(dut)
     for point in _points(dut):
         await bench.reset(dut)
         room, words = 20, point.words(50)
@@ -371,7 +371,7 @@ async def refuses(dut):
 @cocotb.test()
 async def finds_what_is_damaged_later(dut):
     """An Image that was right, and is read wrong in a later pass: the error, and no pass after it."""
-    bench.start_clock(dut.clk)
+    bench.start_clocks(dut)
     for point in _points(dut):
         words = point.words(9)
         data = point.frame(words, 4)
