@@ -15,7 +15,7 @@ MAGIC = 0x5349_474E
 """First word of every Image stream: "SIGN"."""
 
 
-STEPS_PER_CYCLE = 2
+STEPS_PER_CYCLE = 1
 """Comparisons of the restoring division that the requantiser does in one cycle."""
 
 RESIDUAL_CYCLES = 4
