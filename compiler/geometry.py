@@ -17,7 +17,7 @@ MAGIC = 0x5349_474E
 COUNT_BITS = 16
 """Of the number of an Image's stream words, less one."""
 
-STEPS_PER_CYCLE = 2
+STEPS_PER_CYCLE = 1
 """Comparisons of the restoring division that the requantiser does in one cycle."""
 
 RESIDUAL_CYCLES = 4

@@ -39,7 +39,7 @@ class Scorer(wiring.Component):
         m = Module()
         label, best_label = Signal(8), Signal(8)
         best = Signal(arith.SCORE_BITS)
-        better = (label == 0) | (self.quotient > best)
+        better = Signal()
         answer = self.o.payload
         m.d.comb += [
             answer.score.eq(self.quotient ^ (1 << (arith.SCORE_BITS - 1))),
@@ -48,7 +48,7 @@ class Scorer(wiring.Component):
             self.taken.eq(self.o.valid & self.o.ready),
         ]
         with m.If(self.valid):
-            m.d.sync += self.o.valid.eq(1)
+            m.d.sync += [self.o.valid.eq(1), better.eq((label == 0) | (self.quotient > best))]
         with m.Elif(self.taken):
             m.d.sync += [self.o.valid.eq(0), label.eq(Mux(answer.last, 0, label + 1))]
             with m.If(better):
