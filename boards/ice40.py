@@ -107,7 +107,8 @@ class BoardTop(Elaboratable):
     """A component on a board: its clock, its reset and its pads.
 
     Every port of the component is a single bit, or such a bit in both directions (members ``o``,
-    ``oe`` and ``i``), and goes to the pin of the same name in the board's record; pins without a port
+    ``oe`` and ``i``), and goes to the pin of the same name in the board's record; pins without a
+    port
     stay unused. The component runs in the ``sync`` domain, from the PLL
     at `clock_hz`. Its reset is released at least `RESET_SECONDS` after the PLL has locked, and
     asserted again if the PLL loses its lock.
@@ -260,7 +261,9 @@ class BoardTop(Elaboratable):
 
 def _pad_cell(pin: Pin, pad: IOPort, port: Any) -> Instance:
     """The cell of a pad that is driven at double data rate, or in both directions."""
-    if pin.pulse:  # a flip-flop for each half of the cycle: 0 in the first, the signal in the second
+    if (
+        pin.pulse
+    ):  # a flip-flop for each half of the cycle: 0 in the first, the signal in the second
         return Instance(
             "SB_IO",
             p_PIN_TYPE=Const(0b010001, 6),

@@ -37,7 +37,8 @@ def layer_cycles(
 ) -> int:
     """Predicted cycles from a layer's start to the next one's; of the last layer, to the class.
 
-    ``channels`` is how many of its outputs are no padding; ``flash`` says when an Image's words come
+    ``channels`` is how many of its outputs are no padding; ``flash`` says when an Image's words
+    come
     that is not resident, and is left as it is when the layer is done.
     """
     g = geometry
@@ -111,6 +112,20 @@ class Flash:
                 self.byte, self.ahead, self.coming = 0, self.ahead + 1, self.coming - 1
                 if not self.coming:
                     self.cycle = -AGAIN_BYTES * self.byte_cycles - AGAIN_CYCLES
+
+    def shares(self, port: bool, wants: bool) -> tuple[bool, bool]:
+        """One cycle of the memory's port, of which a byte goes before a word that is wanted.
+
+        Returns whether the port is left, and whether there is such a word.
+        """
+        if self.writes():
+            if port:  # else the byte waits for the port, and the flash with it
+                self.run()
+            return False, False
+        wants = wants and self.ahead > 0
+        self.ahead -= wants and port
+        self.run()
+        return port, wants
 
     def take(self) -> int:
         """Take a word as soon as there is one, which needs two cycles; returns the wait for it."""
@@ -278,17 +293,10 @@ def _play(r: Record, g: Geometry, flash: Flash | None) -> list[int]:
     while len(ends) <= r["groups_less"]:
         port = cycle not in taken
         room = fetch.fired - freed < g.window_depth
-        if flash is not None and port and flash.writes():
-            port = False
-            flash.run()
-            granted = False
-        else:
-            granted = port and not fetch.asks(room) and load.wants()
-            granted = granted and (flash is None or flash.ahead > 0)
-            if flash is not None:
-                flash.ahead -= granted
-                if not flash.writes():  # else the byte waits for the port, and the flash with it
-                    flash.run()
+        wants = load.wants() and not fetch.asks(room)
+        if flash is not None:
+            port, wants = flash.shares(port, wants)
+        granted = port and wants
         fires = fetch.fires(port, room)
         start = load.ready > 0 and not fetch.busy and fetch.marked is None
         start = start and launched <= r["groups_less"]

@@ -25,15 +25,18 @@ class ImageStore(wiring.Component):
     """Reads what `compiler.image.frame` wrote to flash, checks it, and serves its words.
 
     The words lie in a ring at the memory's end, downwards from its last word; the frame says how
-    many the ring holds. The rest of a memory word is undefined. An Image that the ring holds whole is
+    many the ring holds. The rest of a memory word is undefined. An Image that the ring holds whole
+    is
     copied there once. Of a longer one the first pass over the flash only checks the CRC; then it is
     read again for each picture, as far ahead as the ring has room. Each pass is checked.
 
     Bytes are written as they come, by means of the mask, so there is no register as wide as a word,
     neither here nor on the way out.
 
-    Timing: a word is served in the cycle after its read is granted, so at most every second cycle has
-    one. A byte is offered to the memory from two cycles after its last pair of bits on, and two more
+    Timing: a word is served in the cycle after its read is granted, so at most every second cycle
+    has
+    one. A byte is offered to the memory from two cycles after its last pair of bits on, and two
+    more
     may come until it is written.
 
     Contract of `o`: the consumer, once it has raised ``ready``, keeps it high until it has a word,
@@ -133,10 +136,12 @@ class ImageStore(wiring.Component):
             m.d.sync += ring.eq(Cat(pair, ring))
 
         index, expected = position[: (fields[0] - 1).bit_length()], Signal(PAIR_BITS)
-        pairs = [MAGIC >> at & 3 for at in range(FIELD_BITS - PAIR_BITS, -1, -PAIR_BITS)]
-        table = Const(sum(p << PAIR_BITS * i for i, p in enumerate(pairs)), FIELD_BITS)
+        # A table for each bit of a pair: a choice of whole pairs would be a product in the netlist.
+        bits = f"{MAGIC:0{FIELD_BITS}b}"[::-1]
+        tables = [Const(int(bits[n::PAIR_BITS], 2), fields[0]) for n in range(PAIR_BITS)]
+        told = Cat(table.bit_select(index, 1) for table in tables)
         m.d.comb += [
-            expected.eq(Mux(magic, table.word_select(index, PAIR_BITS), crc.crc[-PAIR_BITS:])),
+            expected.eq(Mux(magic, told, crc.crc[-PAIR_BITS:])),
             wrong.eq((magic | check) & (pair != expected)),
             self.again.eq(end & check & ~wrong),
         ]
@@ -193,9 +198,7 @@ class ImageStore(wiring.Component):
             self.write.valid.eq(held & ~(equal & ahead & self.loaded)),
             self.write.address.eq(here),
             self.write.data.eq(byte.replicate(-(-g.word_bits // 8))),
-            self.write.mask.eq(
-                Cat((number == size - 1 - n).replicate(lanes) for n in range(size))
-            ),
+            self.write.mask.eq(Cat((number == size - 1 - n).replicate(lanes) for n in range(size))),
             self.read.valid.eq(
                 self.loaded & self.o.ready & ~arrived & ~(streamed & equal & ~ahead)
             ),

@@ -204,7 +204,8 @@ def on_board(
 ) -> BoardRun:
     """Simulate the Verilog that is synthesised, pin by pin, and hold it to the golden model.
 
-    The Image comes out of a simulated flash, once. Then the pictures go in over the serial line and
+    The Image comes out of a simulated flash, once or for each picture. Then the pictures go in
+    over the serial line and
     the answers come back over it, at its real rate.
 
     Parameters

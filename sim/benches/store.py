@@ -236,7 +236,8 @@ async def serves_again_and_again(dut):
 
 @cocotb.test()
 async def streams_a_longer_image(dut):
-    """Of Images that the ring does not hold, every word of several passes; nothing else is written."""
+    """Of Images that the ring does not hold, every word of several passes; nothing else is
+    written."""
     bench.start_clocks(dut)
     for point in _points(dut):
         task = cocotb.start_soon(point.interfere())
@@ -284,7 +285,9 @@ async def reads_ahead_while_nobody_asks(dut):
         sink = StreamSink(dut, point.ports.name("o"))
         got = await with_timeout(sink.receive(70), 1, "ms")
         assert got == (words * 2)[:70], point.name
-        assert sink.cycles[room - 1] - sink.cycles[0] == 2 * (room - 1), "what is there comes at once"
+        assert sink.cycles[room - 1] - sink.cycles[0] == 2 * (room - 1), (
+            "what is there comes at once"
+        )
         sink.stop()
         flash.stop()
 
@@ -370,7 +373,8 @@ async def refuses(dut):
 
 @cocotb.test()
 async def finds_what_is_damaged_later(dut):
-    """An Image that was right, and is read wrong in a later pass: the error, and no pass after it."""
+    """An Image that was right, and is read wrong in a later pass: the error, and no pass after
+    it."""
     bench.start_clocks(dut)
     for point in _points(dut):
         words = point.words(9)

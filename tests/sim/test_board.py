@@ -90,7 +90,8 @@ def test_one_model_runs_every_image(made, on_board):
 
 @pytest.mark.parametrize("room", [64, 300])
 def test_image_from_flash_during_the_picture(made, on_board, room):
-    """An Image for which there is too little room: every layer equals golden, as fast as predicted."""
+    """An Image for which there is too little room: every layer equals golden, as fast as
+    predicted."""
     laid_out, _ = image_of(made, 0, room)
     run = on_board(0, room)
     resident = image_of(made, 0)[0].cycles
