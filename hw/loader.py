@@ -165,10 +165,8 @@ class Loader(wiring.Component):
                 m.d.comb += [self.error.eq(1), self.known.eq(0)]
         return m
 
-    def _keep(
-        self, m: Module, kept: Signal, count: Signal, word: Value, before: int = 0
-    ) -> None:
-        """Put a word in its place: bits that nobody reads then cost nothing, as shifted ones would."""
+    def _keep(self, m: Module, kept: Signal, count: Signal, word: Value, before: int = 0) -> None:
+        """Put a word in its place: bits that nobody reads then cost nothing."""
         for i in range(len(kept) // len(word)):
             with m.If(count == before + i):
                 m.d.sync += kept.word_select(i, len(word)).eq(word)
