@@ -89,7 +89,7 @@ def test_nine_channels_are_beyond_any_engine() -> None:
     [
         (
             {"max_pool": True, "input_lanes": 4, "output_lanes": 4, "stream_bits": 16},
-            r"input_lanes \* output_lanes must be at least 32 where max_pool is True, not 16",
+            r"input_lanes \* output_lanes / pump must be at least 32 where max_pool is True, not 8",
         ),
         (
             {"addend_division": True, "pixel_lanes": 2},
