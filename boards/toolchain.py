@@ -334,7 +334,8 @@ class Routing:
     seed : int
         That met timing.
     clocks : mapping of str to Clock
-        By the name of the net.
+        By the name of the net, or of two: what passes from one clock to another of the same PLL has
+        the faster one's period at least.
     utilisation : mapping of str to (int, int)
         Used and available blocks, by nextpnr's names: ``ICESTORM_LC``, ``ICESTORM_RAM``, …
     tried : mapping of int to float
@@ -349,7 +350,7 @@ class Routing:
 
     @property
     def critical(self) -> Clock | None:
-        """The clock with the least to spare; None if nothing is clocked."""
+        """The slowest clock, at what the one with the least to spare allows; None without any."""
         return _critical(self.clocks)
 
     @property
@@ -359,7 +360,12 @@ class Routing:
 
 
 def _critical(clocks: Mapping[str, Clock]) -> Clock | None:
-    return min(clocks.values(), key=lambda c: c.achieved_mhz / c.wanted_mhz, default=None)
+    """The clocks of a PLL keep their ratio, so one of them stands for all."""
+    if not clocks:
+        return None
+    slowest = min(clocks.values(), key=lambda clock: clock.wanted_mhz)
+    share = min(clock.achieved_mhz / clock.wanted_mhz for clock in clocks.values())
+    return Clock(share * slowest.wanted_mhz, slowest.wanted_mhz)
 
 
 # Steps ------------------------------------------------------------------------------------------
@@ -673,12 +679,21 @@ def _cell_types(netlist: Path) -> Counter[str]:
 
 
 def _read_report(path: Path) -> tuple[dict[str, Clock], dict[str, tuple[int, int]]]:
-    """Clocks and utilisation from nextpnr's report."""
+    """Clocks, what passes between two of them, and utilisation, from nextpnr's report.
+
+    nextpnr constrains no path between clocks, and reports the longest: it is judged here.
+    """
     report = json.loads(path.read_text())
     clocks = {
         name: Clock(clock["achieved"], clock["constraint"])
         for name, clock in report["fmax"].items()
     }
+    for crossing in report.get("critical_paths", ()):
+        start, end = (crossing[side].removeprefix("posedge ") for side in ("from", "to"))
+        delay_ns = sum(step["delay"] for step in crossing["path"])
+        if start != end and start in clocks and end in clocks and delay_ns:
+            wanted = max(clocks[start].wanted_mhz, clocks[end].wanted_mhz)
+            clocks[f"{start} -> {end}"] = Clock(1000 / delay_ns, wanted)
     blocks = {n: (b["used"], b["available"]) for n, b in report["utilization"].items()}
     return clocks, blocks
 

@@ -289,10 +289,10 @@ def _play(r: Record, g: Geometry, flash: Flash | None) -> list[int]:
     ends: list[int] = []
     base = place = freed = tile = line = launched = 0
     held, last, half, clear, cycle = False, False, 0, 0, 0
-    tile_ends_group = False
+    tile_ends_group, room = False, True
     while len(ends) <= r["groups_less"]:
         port = cycle not in taken
-        room = fetch.fired - freed < g.window_depth
+        coming_room = fetch.fired - freed < g.window_depth - 1
         wants = load.wants() and not fetch.asks(room)
         if flash is not None:
             port, wants = flash.shares(port, wants)
@@ -345,5 +345,6 @@ def _play(r: Record, g: Geometry, flash: Flash | None) -> list[int]:
         load.advance(granted, cycle in released)
         load.ready -= start
         fetch.advance(fires, start)
+        room = coming_room
         cycle += 1
     return ends

@@ -754,11 +754,11 @@ class _Builder:
             pixels=pixels,
         )
         span = walk["window_less"] + 1 + (pixels - 1) * walk["step_pixel"]
-        if span > g.window_depth and not whole:
+        if span >= g.window_depth and not whole:  # its last place is never sure to be filled
             raise CapacityError(
-                f"{f.name}: a window needs {span} words, but the engine's buffer has "
-                f"{g.window_depth}",
-                f"an engine with window_depth {1 << (span - 1).bit_length()}",
+                f"{f.name}: a window needs {span} words, but the engine's buffer holds "
+                f"{g.window_depth - 1}",
+                f"an engine with window_depth {1 << span.bit_length()}",
             )
         if f.summed:
             walk["turn_less"] = words - 1

@@ -69,7 +69,10 @@ class WindowBuffer(wiring.Component):
         arriving, take = Signal(), Signal()
         words = self._memory(m, written, arriving, pointer, take)
 
-        m.d.comb += self.room.eq((fired ^ freed) != g.window_depth)
+        # From a register, so for one word more than there are; hence it may fill all but one place.
+        ahead = Signal(bits)
+        m.d.comb += ahead.eq(fired - freed)
+        m.d.sync += self.room.eq(ahead < g.window_depth - 1)
         m.d.sync += [arriving.eq(self.coming), fired.eq(fired + self.coming)]
         m.d.sync += written.eq(written + arriving)
         farthest = Signal(bits)  # what the last pixel lane reads

@@ -67,7 +67,7 @@ def test_accuracy_of_digits(capsys):
     """The shipped network on the shipped engine: equal to golden, as fast as predicted."""
     assert command.main(["accuracy", str(DIGITS), "--images", "2", "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
-    assert report["lanes"] == 128
+    assert report["lanes"] == 256
     assert report["accuracy"]["golden_equals_rtl"]
     assert report["accuracy"]["rtl"] == report["accuracy"]["golden"] == 1
     cycles = report["cycles_per_image"]
