@@ -23,8 +23,8 @@ SCORE_CYCLES = 7
 AGAIN_BYTES = 16
 """Of flash between the Image's last word and its first in the next pass: CRC and frame."""
 
-AGAIN_CYCLES = 1024
-"""From the CRC's end to the next pass's first byte, at 24 MHz (`hw.flash.FlashReader`)."""
+AGAIN_CYCLES = 2048
+"""From the CRC's end to the next pass's first byte, at 17 to 34 MHz (`hw.flash.FlashReader`)."""
 
 ADDEND_CYCLES = 8
 """Cycles that an addend takes beyond its division, besides those of a channel."""
