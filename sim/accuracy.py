@@ -62,6 +62,7 @@ class EngineRun:
     run: Run
     seconds: float
 
+
 def fitted(program: Program, geometry: Geometry, *, strict: bool = False) -> Schedule:
     """The Program laid out for a geometry or, where it does not fit that, for a roomier one.
 
@@ -117,6 +118,30 @@ def on_engine(
         if len(images) > at_once:
             say(f"  {first + len(pictures):,} of {len(images):,}, equal to golden")
     return EngineRun(native.joined(runs), seconds)
+
+
+def tensors_on_engine(
+    laid_out: Schedule,
+    images: NDArray[np.uint8],
+    *,
+    say: Say = silent,
+    cache: Path | None = None,
+) -> dict[str, Int]:
+    """What a simulated engine leaves of each layer, and its scores, held to nothing.
+
+    Returns
+    -------
+    dict of name to (N, C, H, W), by the names of the Program's tensors
+    """
+    say(f"building the simulation of an engine of {laid_out.geometry.lanes} lanes")
+    simulation = native.build(laid_out.geometry, cache)
+    say(f"simulating {len(images)} pictures")
+    run = native.run(simulation, laid_out, images, layer_images=len(images))
+    program = laid_out.program
+    for name, maps in run.tensors.items():
+        maps[:, check.stored_channels(program, name) :] = 0
+    scores = run.scores + program.scores.zero
+    return run.tensors | {program.scores.name: scores[:, :, None, None]}
 
 
 # -- a whole board ---------------------------------------------------------------------------------

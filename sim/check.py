@@ -215,4 +215,14 @@ def _hold(name: str, expected: Int, got: Int) -> None:
         )
 
 
-__all__ = ["Region", "Run", "collect", "compare", "decode", "pixels_of", "run", "stored_channels", "watched"]
+__all__ = [
+    "Region",
+    "Run",
+    "collect",
+    "compare",
+    "decode",
+    "pixels_of",
+    "run",
+    "stored_channels",
+    "watched",
+]
