@@ -32,7 +32,7 @@ from compiler.errors import BuildError, CapacityError, UsageError
 from compiler.geometry import Geometry
 from compiler.image import Image, check_room
 from compiler.program import Program
-from compiler.schedule import Schedule, schedule
+from compiler.schedule import Schedule, schedule, streamed
 from compiler.stages import Result, Stages, file_digest, source_digest, write
 from hw.store import BITS as STORE_BITS
 from hw.top import Top
@@ -73,11 +73,12 @@ class Plan:
 
     def top(self) -> BoardTop:
         """The whole design."""
-        offset = self.board.flash.image_offset
+        offset, cycles = self.board.flash.image_offset, self.board.flash_cycles
         return BoardTop(
             self.board,
-            lambda hz: Top(self.geometry, hz, self.baud, "spram", offset),
+            lambda hz: Top(self.geometry, hz, self.baud, "spram", offset, cycles),
             self.wanted_hz,
+            self.geometry.pump,
         )
 
 
@@ -106,7 +107,8 @@ def plan(
             f"--activation-bits {next(b for b in STORE_BITS if b > activation_bits)}",
         )
     wanted = clock_hz or board.clock_hz
-    real = pll(board.clock_mhz * 1e6, wanted).output_hz
+    pump = board.geometry.pump
+    real = pll(board.clock_mhz * 1e6, pump * wanted).output_hz / pump
     rate = baud or board.baud
     try:
         divisor_for(real, rate)
@@ -140,10 +142,10 @@ def geometry_for(
     across = min(default.word_channels, SPRAM_WORD // (4 * nibbles))
     inputs, outputs, pixels = lanes or (
         min(default.input_lanes, across),
-        default.output_lanes,
+        min(default.output_lanes, across),
         default.pixel_lanes,
     )
-    weights = inputs * outputs
+    weights = inputs * outputs // default.pump
     fitting = (n for n in (64, 32, 16) if n <= across * activation_bits and weights % n == 0)
     try:
         return replace(
@@ -190,6 +192,8 @@ def fit(program: Program, plan: Plan, smaller: Callable[[], str] = str) -> tuple
         laid_out = schedule(program, plan.geometry)
         image = Image.of(laid_out)
         check_room(image, laid_out)
+        if image.streamed:
+            laid_out = streamed(laid_out, image.room, board.flash_cycles)
     except CapacityError as error:
         name = smaller()
         # Where a network of this size would fit, it is not its size.

@@ -8,12 +8,22 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from amaranth.back import rtlil
-from amaranth.hdl import ClockDomain, ClockSignal, Elaboratable, Instance, Module, Signal
+from amaranth.hdl import (
+    ClockDomain,
+    ClockSignal,
+    Const,
+    Elaboratable,
+    Instance,
+    IOPort,
+    Module,
+    Signal,
+)
 from amaranth.lib import wiring
 from amaranth.lib.cdc import FFSynchronizer
-from amaranth.lib.wiring import In
+from amaranth.lib.wiring import Flow, In
 
 from boards.records import Board, Pin
 from boards.toolchain import to_verilog
@@ -96,8 +106,10 @@ def pll(input_hz: float, wanted_hz: float) -> Pll:
 class BoardTop(Elaboratable):
     """A component on a board: its clock, its reset and its pads.
 
-    Every port of the component is a single bit, and goes to the pin of the same name in the board's
-    record; pins without a port stay unused. The component runs in the ``sync`` domain, from the PLL
+    Every port of the component is a single bit, or such a bit in both directions (members ``o``,
+    ``oe`` and ``i``), and goes to the pin of the same name in the board's record; pins without a
+    port
+    stay unused. The component runs in the ``sync`` domain, from the PLL
     at `clock_hz`. Its reset is released at least `RESET_SECONDS` after the PLL has locked, and
     asserted again if the PLL loses its lock.
 
@@ -109,6 +121,8 @@ class BoardTop(Elaboratable):
         Makes the component, given its clock in Hz: what the PLL really makes.
     clock_hz : float or None
         Wanted clock; the board's default if None.
+    pump : int
+        1, or 2 for a domain ``fast`` of twice the clock (`hw.pump`).
 
     Raises
     ------
@@ -122,14 +136,19 @@ class BoardTop(Elaboratable):
         board: Board,
         factory: Callable[[float], wiring.Component],
         clock_hz: float | None = None,
+        pump: int = 1,
     ) -> None:
         if board.family != "ice40":
             raise UsageError(f"board must be of family 'ice40', not {board.family!r}")
         self._board = board
-        self._pll = pll(board.clock_mhz * 1e6, clock_hz or board.clock_hz)
-        self._component = factory(self._pll.output_hz)
-        self._inputs = _ports(self._component, board)
-        self._pads = {name: Signal(name=name) for name in ["clk", *self._inputs]}
+        self._pump = pump
+        self._pll = pll(board.clock_mhz * 1e6, pump * (clock_hz or board.clock_hz))
+        self._component = factory(self.clock_hz)
+        self._ports = _ports(self._component, board)
+        self._pads = {"clk": Signal(name="clk")} | {
+            name: IOPort(1, name=name) if self._has_cell(name) else Signal(name=name)
+            for name in self._ports
+        }
 
     @property
     def board(self) -> Board:
@@ -142,7 +161,7 @@ class BoardTop(Elaboratable):
     @property
     def clock_hz(self) -> float:
         """The clock of the component: what the PLL makes, near to what was wanted."""
-        return self._pll.output_hz
+        return self._pll.output_hz / self._pump
 
     @property
     def reset_cycles(self) -> int:
@@ -154,13 +173,15 @@ class BoardTop(Elaboratable):
         m.submodules.component = self._component
         self._make_clock(m)
         led_driver: dict[str, object] = {}
-        for name, is_input in self._inputs.items():
+        for name, direction in self._ports.items():
             pin, pad, port = (
                 self._board.pins[name],
                 self._pads[name],
                 getattr(self._component, name),
             )
-            if is_input:
+            if self._has_cell(name):
+                m.submodules[f"{name}_pad"] = _pad_cell(pin, pad, port)
+            elif direction is In:
                 m.d.comb += port.eq(pad ^ pin.inverted)
             elif pin.led_driver is not None:
                 led_driver |= {
@@ -177,13 +198,27 @@ class BoardTop(Elaboratable):
             )
         return m
 
+    def _has_cell(self, name: str) -> bool:
+        """Whether the pad does more than a wire."""
+        return self._board.pins[name].pulse or self._ports[name] is None
+
     def _make_clock(self, m: Module) -> None:
-        """Domains ``sync`` and, without reset, ``start``, both from the PLL."""
+        """Domains ``sync`` and, without reset, ``start``, from the PLL; so is ``fast``."""
         m.domains.sync = sync = ClockDomain()
         m.domains.start = ClockDomain(reset_less=True)
         lock, locked = Signal(), Signal()
+        outputs: dict[str, object] = {"o_PLLOUTGLOBAL": ClockSignal("start")}
+        if self._pump == 2:
+            m.domains.fast = fast = ClockDomain()
+            m.d.comb += fast.rst.eq(sync.rst)
+            outputs = {
+                "p_PLLOUT_SELECT_PORTA": "GENCLK",
+                "p_PLLOUT_SELECT_PORTB": "GENCLK_HALF",
+                "o_PLLOUTGLOBALA": fast.clk,
+                "o_PLLOUTGLOBALB": ClockSignal("start"),
+            }
         m.submodules.pll = Instance(
-            "SB_PLL40_PAD",
+            "SB_PLL40_2F_PAD" if self._pump == 2 else "SB_PLL40_PAD",
             p_FEEDBACK_PATH="SIMPLE",
             p_DIVR=self._pll.divr,
             p_DIVF=self._pll.divf,
@@ -192,8 +227,8 @@ class BoardTop(Elaboratable):
             i_PACKAGEPIN=self._pads["clk"],
             i_RESETB=1,
             i_BYPASS=0,
-            o_PLLOUTGLOBAL=ClockSignal("start"),
             o_LOCK=lock,
+            **outputs,
         )
         m.submodules.lock = FFSynchronizer(lock, locked, o_domain="start")
         count = Signal(range(self.reset_cycles + 1))
@@ -205,7 +240,7 @@ class BoardTop(Elaboratable):
 
     def constraints(self) -> str:
         """Pins and the oscillator's frequency, in PCF; nextpnr derives the PLL's from it."""
-        located = {"clk": self._board.clock_pin} | {n: self._board.pins[n] for n in self._inputs}
+        located = {"clk": self._board.clock_pin} | {n: self._board.pins[n] for n in self._ports}
         lines = [_constraint(name, pin) for name, pin in located.items()]
         return "\n".join([*lines, f"set_frequency clk {self._board.clock_mhz:g}", ""])
 
@@ -224,11 +259,35 @@ class BoardTop(Elaboratable):
         )
 
 
-def _ports(component: wiring.Component, board: Board) -> dict[str, bool]:
-    """Names of a component's ports and whether each is an input."""
-    ports = {}
+def _pad_cell(pin: Pin, pad: IOPort, port: Any) -> Instance:
+    """The cell of a pad that is driven at double data rate, or in both directions."""
+    if (
+        pin.pulse
+    ):  # a flip-flop for each half of the cycle: 0 in the first, the signal in the second
+        return Instance(
+            "SB_IO",
+            p_PIN_TYPE=Const(0b010001, 6),
+            io_PACKAGE_PIN=pad,
+            i_OUTPUT_CLK=ClockSignal(),
+            i_D_OUT_0=Const(0, 1),
+            i_D_OUT_1=port,
+        )
+    return Instance(
+        "SB_IO",
+        p_PIN_TYPE=Const(0b101001, 6),
+        io_PACKAGE_PIN=pad,
+        i_OUTPUT_ENABLE=port.oe,
+        i_D_OUT_0=port.o,
+        o_D_IN_0=port.i,
+    )
+
+
+def _ports(component: wiring.Component, board: Board) -> dict[str, Flow | None]:
+    """Names of a component's ports and the direction of each; None for both."""
+    ports: dict[str, Flow | None] = {}
     for path, member, value in component.signature.flatten(component):
-        name = "__".join(map(str, path))
+        both = len(path) > 1 and path[-1] in ("o", "oe", "i")
+        name = "__".join(map(str, path[:-1] if both else path))
         if name not in board.pins:
             raise UsageError(
                 f"port {name!r} must have a pin, but board {board.name!r} has none of that name",
@@ -236,7 +295,7 @@ def _ports(component: wiring.Component, board: Board) -> dict[str, bool]:
             )
         if len(value) != 1:
             raise UsageError(f"port {name!r} must be one bit wide, not {len(value)}")
-        ports[name] = member.flow == In
+        ports[name] = None if both else member.flow
     return ports
 
 

@@ -28,12 +28,16 @@ class Pin:
     led_driver : int or None
         Channel 0 .. 2 of the UltraPlus' constant-current LED driver, which owns this pin. It sinks
         current while the signal is 1, so `inverted` does not apply.
+    pulse : bool
+        An output that is low in the first half of each cycle, and only in the second what the
+        signal says: a clock as fast as the engine's.
     """
 
     location: str
     inverted: bool = False
     pull_up: bool = False
     led_driver: int | None = None
+    pulse: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,11 +136,16 @@ class Board:
     programmers: tuple[Programmer, ...]
     geometry: Geometry = field(default_factory=Geometry)
 
+    @property
+    def flash_cycles(self) -> int:
+        """Cycles of the flash's clock: one where the pad makes it."""
+        return 1 if self.pins["flash_clk"].pulse else 2
+
 
 UP5K = Budget(lut=5280, bram=30, spram=4, dsp=8)
 
-UP5K_GEOMETRY = Geometry(input_lanes=16, output_lanes=8, pixel_lanes=1)
-"""128 additions a cycle; a memory word is what the four single-port RAMs give in a cycle."""
+UP5K_GEOMETRY = Geometry()
+"""256 additions a cycle; a memory word is what the four single-port RAMs give in a cycle."""
 
 ICEPROG = Programmer("iceprog", ("-o", "{offset}", "{file}"), "apt install fpga-icestorm")
 OPENFPGALOADER = Programmer(
@@ -166,7 +175,7 @@ ICEBREAKER = Board(
         "busy": Pin("37", inverted=True),
         "alive": Pin("41", led_driver=2),
         "flash_cs_n": Pin("16"),
-        "flash_clk": Pin("15"),
+        "flash_clk": Pin("15", pulse=True),
         "flash_copi": Pin("14"),
         "flash_cipo": Pin("17"),
     },
@@ -195,7 +204,7 @@ ICESUGAR = Board(
         "busy": Pin("41", led_driver=2),
         "alive": Pin("39", led_driver=0),
         "flash_cs_n": Pin("16"),
-        "flash_clk": Pin("15"),
+        "flash_clk": Pin("15", pulse=True),
         "flash_copi": Pin("14"),
         "flash_cipo": Pin("17"),
     },

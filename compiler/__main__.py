@@ -151,6 +151,7 @@ def _build(options: argparse.Namespace, say: Say) -> dict[str, Any]:
             "path": str(folder / "image.bin"),
             "bytes": (folder / "image.bin").stat().st_size,
             "sha256": file_digest(folder / "image.bin"),
+            "streamed": image.streamed,
         },
         "verilog": {"path": str(verilog), "sha256": file_digest(verilog)},
         "tools": _versions() | {name: tool.version for name, tool in tools.items()},
@@ -402,7 +403,7 @@ def inspect_command(options: argparse.Namespace, console: Console) -> None:  # n
     """Print a table of layers."""
     from compiler import inspect
     from compiler.image import Image, check_room
-    from compiler.schedule import schedule
+    from compiler.schedule import schedule, streamed
 
     program = _read_program(options)
     laid_out = None
@@ -414,7 +415,10 @@ def inspect_command(options: argparse.Namespace, console: Console) -> None:  # n
         geometry = geometry_for(board.geometry, program.activation_bits, options.lanes)
         laid_out = schedule(program, geometry)
         if options.board:
-            check_room(Image.of(laid_out), laid_out)
+            image = Image.of(laid_out)
+            check_room(image, laid_out)
+            if image.streamed:
+                laid_out = streamed(laid_out, image.room, board.flash_cycles)
     if options.json:
         sys.stdout.write(json.dumps(inspect.document(program, laid_out), indent=1) + "\n")
         return
@@ -470,11 +474,14 @@ def compare_command(options: argparse.Namespace, console: Console) -> None:
         from compiler import compare_picture
 
         compare_picture.check(options.picture)  # before anything is computed
-    operands = [compare.Operand.parse(text) for text in (options.a, options.b)]
+    a, b = (compare.Operand.parse(text) for text in (options.a, options.b))
     with _progress(console) as say:
         result = compare.compare(
-            *operands,
-            *(options.dataset, options.data, options.images),
+            a,
+            b,
+            options.dataset,
+            options.data,
+            options.images,
             activation_bits=options.activation_bits,
             engine=lambda program, pictures: _on_engine(program, pictures, options.lanes, say),
         )

@@ -150,6 +150,26 @@ class Staircase:
         t, d, g = zip(*(self._restrict(*c, low, high) for c in channels), strict=True)
         return Staircase(self.bits, self.fraction_bits, t, d, g)
 
+    def exceeds(self, low: int, high: int) -> bool:
+        """Whether some x of ``low .. high`` would be given more than ``bits`` can hold."""
+        channels = zip(self.offsets, self.divisors, self.gains, strict=True)
+        ends = [
+            ((g * x << self.fraction_bits) - t) // d for t, d, g in channels for x in (low, high)
+        ]
+        return max(ends) >= 1 << self.bits
+
+    def complemented(self, falling: tuple[bool, ...]) -> Staircase:
+        """Answers ``2**bits - 1 - q`` in the channels that ``falling`` names, still a staircase.
+
+        ``top - floor((y - t) / d) == floor((-y + t + d - 1 + top*d) / d)``, and clipping commutes.
+        """
+        channels = zip(self.offsets, self.divisors, self.gains, falling, strict=True)
+        turned = [
+            (1 - t - (d << self.bits), d, -g) if falls else (t, d, g) for t, d, g, falls in channels
+        ]
+        t, d, g = zip(*turned, strict=True)
+        return Staircase(self.bits, self.fraction_bits, t, d, g)
+
     def _restrict(self, t: int, d: int, g: int, low: int, high: int) -> tuple[int, int, int]:
         ends = sorted((g * x << self.fraction_bits) for x in (low, high))
         first, last = (min(max((y - t) // d, 0), (1 << self.bits) - 1) for y in ends)
@@ -400,6 +420,23 @@ def pool(r: Int, pads: Pads, count_padding: bool, right_shift: int) -> Int:
     counts = pool_counts((h, w), pads, count_padding)
     weights = np.vectorize(pool_weight, otypes=[np.int64])(counts)
     return shift(total * weights, -right_shift)
+
+
+def max_pool(q: Int, kernel: int, stride: int, pads: Pads) -> Int:
+    """Largest q of each window, (N, C, H, W) -> (N, C, H_out, W_out); padding never is it.
+
+    A staircase that rises may stand before the maximum or behind it: the answers are the same.
+    """
+    n, c, h, w = q.shape
+    h_out, w_out = pads.output_size((h, w), kernel, stride)
+    padded = np.zeros((n, c, h + pads.top + pads.bottom, w + pads.left + pads.right), np.int64)
+    padded[:, :, pads.top : pads.top + h, pads.left : pads.left + w] = q
+    best = np.zeros((n, c, h_out, w_out), dtype=np.int64)
+    for ky in range(kernel):
+        for kx in range(kernel):
+            rows = slice(ky, ky + stride * (h_out - 1) + 1, stride)
+            best = np.maximum(best, padded[:, :, rows, kx : kx + stride * (w_out - 1) + 1 : stride])
+    return best
 
 
 MAX_SHIFT = 5

@@ -12,7 +12,7 @@ the power of two that suits it best.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,21 +38,29 @@ class Site:
     bound : float or None
         What ``step`` times this is the residual unit of stage 1, modulo powers of two; None where
         the step is free.
+    lowest : float or None
+        What a shifted ReLU leaves, a whole number of steps below 0: it binds the step, and the
+        step moves ``low`` and ``high``.
     """
 
     values: Float
     low: int
     high: int
     bound: float | None
+    lowest: float | None = None
 
     def error(self, step: float) -> float:
         """Squared error of the quantised values relative to their power."""
-        q = np.clip(np.floor(self.values / step + 0.5), self.low, self.high)
+        zero = 0 if self.lowest is None else round(-self.lowest / step)
+        q = np.clip(np.floor(self.values / step + 0.5), self.low - zero, self.high - zero)
         power = float(np.square(self.values).sum())
         return float(np.square(q * step - self.values).sum()) / power if power else 0.0
 
     def free_step(self) -> float:
         """The step of least error, to one part of the grid."""
+        if self.lowest is not None:
+            steps = [-self.lowest / zero for zero in range(1, self.high + 1)]
+            return float(min(steps, key=self.error))
         reach = float(np.abs(self.values).max()) or 1.0
         coarsest = reach / max(-self.low, self.high)
         grid = [coarsest * 2.0 ** (-k / GRID) for k in range(5 * GRID)]
@@ -77,7 +85,7 @@ def calibrate(graph: Graph, bits: int, images: NDArray[np.uint8] | None = None) 
     sites = {q.name: _site(graph, q, bits) for q in graph.all(ir.Quantiser)}
     values = _observed(graph, images) if images is not None else _promised(graph)
     filled = {
-        name: Site(_rectified(graph, name, values[name]), site.low, site.high, site.bound)
+        name: replace(site, values=_rectified(graph, name, values[name]))
         for name, site in sites.items()
     }
     return graph.with_quantisers(choose_steps(filled), bits)
@@ -101,13 +109,19 @@ def choose_steps(sites: dict[str, Site]) -> dict[str, float]:
 
 def _site(graph: Graph, node: ir.Quantiser, bits: int) -> Site:
     width = arith.INPUT_BITS if graph.reads_image(node) else bits
+    if lowest := graph.lowest(node.source):
+        return Site(np.zeros(1), 0, (1 << width) - 1, None, lowest)
     bound = _bound(graph, node)
     return Site(np.zeros(1), -node.zero, (1 << width) - 1 - node.zero, bound)
 
 
-def _bound(graph: Graph, node: ir.Quantiser) -> float | None:
+def _bound(graph: Graph, node: ir.Quantiser | ir.MaxPool) -> float | None:
     """``scale * 9**pools`` of the addend that a quantiser feeds; None where nothing binds it."""
     for conv in graph.consumers(node.name):
+        if isinstance(conv, ir.MaxPool):
+            return _bound(graph, conv)
+        if isinstance(conv, ir.Add | ir.AvgPool):  # a stream that starts with activations
+            return 9.0 ** _pools_before(graph, conv.name)
         if isinstance(conv, ir.Conv) and conv.binary and conv.scale.ndim == 0:
             for reader in graph.consumers(conv.name):
                 if isinstance(reader, ir.Add | ir.AvgPool):
@@ -125,9 +139,9 @@ def _pools_before(graph: Graph, name: str) -> int:
 
 
 def _rectified(graph: Graph, name: str, values: Float) -> Float:
-    node = graph[name]
-    is_relu = isinstance(node, ir.Quantiser) and isinstance(graph[node.source], ir.Relu)
-    return np.maximum(values, 0.0) if is_relu else values
+    (source,) = ir.sources(graph[name])
+    lowest = graph.lowest(source)
+    return values if lowest is None else np.maximum(values, lowest)
 
 
 def _observed(graph: Graph, images: NDArray[np.uint8]) -> dict[str, Float]:
@@ -150,15 +164,16 @@ def _promised(graph: Graph) -> dict[str, Float]:
 
 
 def _normal_values(graph: Graph, node: ir.Quantiser) -> Float:
-    norm = graph[node.source]
-    if isinstance(norm, ir.Relu):
+    norm, draws = graph[node.source], 1
+    while isinstance(norm, ir.Relu | ir.MaxPool):
+        draws *= norm.kernel**2 if isinstance(norm, ir.MaxPool) else 1
         norm = graph[norm.source]
     if not isinstance(norm, ir.BatchNorm):
         message = f"{node.name}: without a batch norm in front its step needs calibration images"
         raise LoweringError(message)
     channels = np.arange(SAMPLES) % len(norm.gamma)
-    normal = np.random.default_rng(0).normal(size=SAMPLES)
-    values = norm.gamma[channels] * normal + norm.beta[channels]
+    normal = np.random.default_rng(0).normal(size=(draws, SAMPLES))
+    values = (norm.gamma[channels] * normal + norm.beta[channels]).max(axis=0)
     if graph.reads_image(node):  # no pixel lies outside 0 .. 255
         ends = np.sort([norm.intercept, norm.intercept + 255 * norm.slope], axis=0)
         values = np.clip(values, ends[0][channels], ends[1][channels])

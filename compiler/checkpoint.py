@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compiler import mat_file
-from compiler.arith import Pads, same_pads
+from compiler.arith import POOL_KERNEL, Pads, same_pads
 from compiler.errors import CheckpointError
 
 FORMAT = "signum-checkpoint"
@@ -34,7 +34,11 @@ MAX_DEPTH = 1202
 MAX_CHANNELS = 1 << 16
 """Most channels or pixels a side accepted, for the same reason."""
 
-NUM_STAGES = 3
+FAMILIES = {"wrn": (3, 16), "wrn-imagenet": (4, 64)}
+"""Stages, and channels of the first at width 1."""
+
+STEP_TOLERANCE = 1e-5
+"""How far a shifted ReLU's step may be from one over a whole number, as a share of it."""
 
 _DOCUMENT_KEYS = ("format", "version", "network", "quantiser", "training", "tensors")
 
@@ -48,9 +52,11 @@ class Network:
     Attributes
     ----------
     depth : int
-        Number of convolutions, 6n + 2.
+        Number of convolutions, 6n + 2; in the ImageNet form, which has four stages, 8n + 2.
     width : float
-        Stage s (0, 1, 2) has ``round(16 * width * 2**s)`` channels.
+        Stage s (from 0) has ``round(16 * width * 2**s)`` channels, in the ImageNet form 64.
+    batch_norm : "fixed", "learned", "none"
+        None: ``max(-1, x)`` stands for every batch norm and ReLU but the input's, which is learned.
     input : (channels, height, width)
         Raw pixels, 0 .. 255.
     skip : bool
@@ -64,12 +70,12 @@ class Network:
     classes: int
     input: tuple[int, int, int]
     weights: Literal["1bit", "32bit"] = "1bit"
-    batch_norm: Literal["fixed", "learned"] = "fixed"
+    batch_norm: Literal["fixed", "learned", "none"] = "fixed"
     input_relu: bool = False
     skip: bool = True
     epsilon: float = 1e-5
     padding: Literal["torch", "matlab", "keras"] = "torch"
-    family: Literal["wrn"] = "wrn"
+    family: Literal["wrn", "wrn-imagenet"] = "wrn"
 
     @property
     def name(self) -> str:
@@ -79,11 +85,24 @@ class Network:
     @property
     def blocks(self) -> int:
         """Residual blocks a stage."""
-        return (self.depth - 2) // 6
+        return (self.depth - 2) // (2 * self.stages)
+
+    @property
+    def stages(self) -> int:
+        return FAMILIES[self.family][0]
+
+    @property
+    def stem(self) -> bool:
+        """Whether batch norm, ReLU and a 3x3 maximum of stride 2 follow the first convolution."""
+        return self.family == "wrn-imagenet"
+
+    @property
+    def shifted_relu(self) -> bool:
+        return self.batch_norm == "none"
 
     def channels(self, stage: int) -> int:
-        """Channels of stage 0, 1 or 2."""
-        channels: int = round(16 * self.width * 2**stage)
+        """Channels of a stage, counted from 0."""
+        channels: int = round(FAMILIES[self.family][1] * self.width * 2**stage)
         return channels
 
     def pads(self, size: tuple[int, int], kernel: int, stride: int) -> Pads:
@@ -155,7 +174,7 @@ class Layer:
 def blocks(network: Network) -> Iterator[tuple[str, int, int, int]]:
     """``(name, c_in, c_out, stride)`` of each residual block, in order of the flow."""
     c_in = network.channels(0)
-    for stage in range(NUM_STAGES):
+    for stage in range(network.stages):
         c_out = network.channels(stage)
         for block in range(network.blocks):
             stride = 2 if stage > 0 and block == 0 else 1
@@ -173,35 +192,43 @@ def layers(network: Network) -> tuple[Layer, ...]:
         size = pads.output_size(before, kernel, stride)
         return Layer(name, c_in, c_out, kernel, stride, before, size, pads)
 
-    found = [layer("conv0", network.input[0], network.channels(0), 3, 1)]
+    kernel, stride = (7, 2) if network.stem else (3, 1)
+    found = [layer("conv0", network.input[0], network.channels(0), kernel, stride)]
+    if network.stem:
+        size = network.pads(size, POOL_KERNEL, 2).output_size(size, POOL_KERNEL, 2)
     for name, c_in, c_out, stride in blocks(network):
         found.append(layer(f"{name}.conv1", c_in, c_out, 3, stride))
         found.append(layer(f"{name}.conv2", c_out, c_out, 3, 1))
-    found.append(layer("head.conv", network.channels(NUM_STAGES - 1), network.classes, 1, 1))
+    found.append(layer("head.conv", network.channels(network.stages - 1), network.classes, 1, 1))
     return tuple(found)
 
 
 def batch_norms(network: Network) -> dict[str, int]:
     """Name to channels of every batch norm, in order of the flow."""
     found = {"input.bn": network.input[0]}
+    if network.shifted_relu:
+        return found
+    if network.stem:
+        found["stem.bn"] = network.channels(0)
     for name, c_in, c_out, _ in blocks(network):
         found |= {f"{name}.bn1": c_in, f"{name}.bn2": c_out}
-    return found | {"head.bn1": network.channels(NUM_STAGES - 1), "head.bn2": network.classes}
+    return found | {"head.bn1": network.channels(network.stages - 1), "head.bn2": network.classes}
 
 
 def quantisers(network: Network) -> tuple[str, ...]:
     """Names of the quantised tensors, in order of the flow: the keys of ``steps``."""
     relus = [f"{name}.relu{i}" for name, *_ in blocks(network) for i in (1, 2)]
-    return ("input", *relus, "head.relu")
+    stem = ("stem.relu",) if network.stem else ()
+    return ("input", *stem, *relus, "head.relu")
 
 
 def has_learned_affine(network: Network, batch_norm: str) -> bool:
     """Whether ``<batch_norm>.gamma`` and ``.beta`` exist.
 
-    Learned everywhere, or only at the input, where a ReLU follows its batch norm: without them
-    half of every pixel's range would be lost.
+    Learned everywhere, or only at the input, where a ReLU follows its batch norm (without them
+    half of every pixel's range would be lost) or no other is.
     """
-    learned = network.batch_norm == "learned"
+    learned = network.batch_norm != "fixed"
     return learned or (batch_norm == "input.bn" and network.input_relu)
 
 
@@ -250,10 +277,9 @@ def _dictionary(subject: str, found: object, keys: Iterable[str]) -> dict[str, A
 
 
 _NETWORK_RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "family": (lambda v: v == "wrn", "'wrn'"),
-    "depth": (lambda v: _is_int(v, 8, MAX_DEPTH) and v % 6 == 2, f"6n + 2, 8 to {MAX_DEPTH}"),
+    "family": (lambda v: v in tuple(FAMILIES), "'wrn' or 'wrn-imagenet'"),
     "width": (
-        lambda v: _is_positive(v) and 1 <= round(16 * v) <= MAX_CHANNELS // 4,
+        lambda v: _is_positive(v) and 1 <= round(64 * v) <= MAX_CHANNELS,
         f"a positive number up to {MAX_CHANNELS // 64}",
     ),
     "classes": (lambda v: _is_int(v, 1, MAX_CHANNELS), f"1 to {MAX_CHANNELS}"),
@@ -266,7 +292,10 @@ _NETWORK_RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
         f"three integers (channels, height, width), 1 to {MAX_CHANNELS}",
     ),
     "weights": (lambda v: v in ("1bit", "32bit"), "'1bit' or '32bit'"),
-    "batch_norm": (lambda v: v in ("fixed", "learned"), "'fixed' or 'learned'"),
+    "batch_norm": (
+        lambda v: v in ("fixed", "learned", "none"),
+        "'fixed', 'learned' or 'none'",
+    ),
     "input_relu": (lambda v: type(v) is bool, "True or False"),
     "skip": (lambda v: type(v) is bool, "True or False"),
     "epsilon": (
@@ -281,7 +310,15 @@ def _read_network(found: object) -> Network:
     document = _dictionary("network", found, [f.name for f in fields(Network)])
     for key, (holds, rule) in _NETWORK_RULES.items():
         _require(holds(document[key]), f"network.{key}", rule, document[key])
-    return Network(**{**document, "input": tuple(document["input"])})
+    depth, step = document["depth"], 2 * FAMILIES[document["family"]][0]
+    whole = _is_int(depth, step + 2, MAX_DEPTH) and depth % step == 2
+    rule = f"{step}n + 2, {step + 2} to {MAX_DEPTH}"
+    _require(whole, "network.depth", rule, depth)
+    network = Network(**{**document, "input": tuple(document["input"])})
+    _require(network.channels(0) >= 1, "network.width", "wide enough for a channel", network.width)
+    most = network.channels(network.stages - 1)
+    _require(most <= MAX_CHANNELS, "network.width", f"for at most {MAX_CHANNELS} channels", most)
+    return network
 
 
 def _read_quantiser(found: object, network: Network) -> Quantiser | None:
@@ -293,6 +330,11 @@ def _read_quantiser(found: object, network: Network) -> Quantiser | None:
     steps = _dictionary("quantiser.steps", document["steps"], quantisers(network))
     for name, step in steps.items():
         _require(_is_positive(step), f"quantiser.steps[{name!r}]", "a positive finite number", step)
+    for name, step in steps.items():
+        whole = name == "input" or abs(round(1 / step) * step - 1) < STEP_TOLERANCE
+        rule = f"one over a whole number up to {(1 << bits) - 1}, where no batch norm stands"
+        holds = not network.shifted_relu or (whole and round(1 / step) < 1 << bits)
+        _require(holds or name == "input", f"quantiser.steps[{name!r}]", rule, step)
     return Quantiser(bits, {name: float(steps[name]) for name in quantisers(network)})
 
 

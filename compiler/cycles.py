@@ -1,7 +1,7 @@
 """How many cycles a layer takes: the engine's pacing, cycle by cycle, without its data.
 
 Who waits for whom is all that matters here: window words for the memory port and for room, steps
-for words, tiles for the requantiser, and everything for weights. `_group_ends` plays a layer
+for words, tiles for the requantiser, and everything for weights. `_play` plays a layer
 through. The benches hold it to the simulated engine.
 """
 
@@ -12,38 +12,60 @@ from dataclasses import dataclass
 from functools import cache
 
 from compiler import arith
-from compiler.geometry import Geometry
+from compiler.geometry import RESIDUAL_CYCLES, Geometry
 
 POOL_CYCLES = 11
 """Cycles of a pooling layer before its first window and after its last."""
 
-SCORE_CYCLES = 6
+SCORE_CYCLES = 7
 """Cycles that a score takes beyond its division."""
+
+AGAIN_BYTES = 16
+"""Of flash between the Image's last word and its first in the next pass: CRC and frame."""
+
+AGAIN_CYCLES = 1024
+"""From the CRC's end to the next pass's first byte, at 24 MHz (`hw.flash.FlashReader`)."""
+
+ADDEND_CYCLES = 8
+"""Cycles that an addend takes beyond its division, besides those of a channel."""
 
 Record = Mapping[str, int]
 
 
-def layer_cycles(record: Record, geometry: Geometry, channels: int) -> int:
+def layer_cycles(
+    record: Record, geometry: Geometry, channels: int, flash: Flash | None = None
+) -> int:
     """Predicted cycles from a layer's start to the next one's; of the last layer, to the class.
 
-    ``channels`` is how many of its outputs are no padding.
+    ``channels`` is how many of its outputs are no padding; ``flash`` says when an Image's words
+    come
+    that is not resident, and is left as it is when the layer is done.
     """
     g = geometry
-    if record["pool"]:
-        return _pool_cycles(record, g)
-    ends = _group_ends(tuple(sorted(record.items())), g)
+    if record["pool"] and not record["maximum"]:
+        return _then_next(_pool_cycles(record, g), g, flash)
+    if flash is None:
+        ends = _group_ends(tuple(sorted(record.items())), g)
+    else:
+        ends = _play(record, g, flash)
     if record["last"]:
         used = channels - record["groups_less"] * g.output_lanes
         return ends[-1] + g.lane_cycles + used * (arith.SCORE_BITS + SCORE_CYCLES)
-    return ends[-1] + _tail(g) + 1 + next_layer_cycles(g)
+    return ends[-1] + _then_next(_tail(record, g) + 1, g, flash)
 
 
 def _pool_cycles(r: Record, g: Geometry) -> int:
     """Nine words a tile and a pause; reads are fewer, and hidden."""
     tiles = (r["height_out_less"] + 1) * (r["tiles_less"] + 1) * (r["groups_less"] + 1)
-    return (
-        POOL_CYCLES + tiles * (arith.POOL_KERNEL**2 + 1) + g.residual_lanes + next_layer_cycles(g)
-    )
+    return POOL_CYCLES + tiles * (arith.POOL_KERNEL**2 + 1) + g.residual_lanes
+
+
+def _then_next(cycles: int, g: Geometry, flash: Flash | None) -> int:
+    """Cycles in which no weights are read, and those until the next layer's record has been."""
+    if flash is not None:
+        flash.run(cycles)
+        cycles += sum(flash.take() for _ in range(g.words(g.record_fields)))
+    return cycles + next_layer_cycles(g)
 
 
 def next_layer_cycles(g: Geometry) -> int:
@@ -51,10 +73,109 @@ def next_layer_cycles(g: Geometry) -> int:
     return 2 * g.words(g.record_fields) + 3
 
 
-def _tail(g: Geometry) -> int:
+@dataclass(slots=True)
+class Flash:
+    """Words on their way from flash into the ring (`hw.flash`, `hw.store`) during a picture.
+
+    Attributes
+    ----------
+    ring : int
+        Words it holds at most.
+    ahead : int
+        Words in it.
+    coming : int
+        Words of the Image that have not come yet; then those of the next picture follow.
+    byte_cycles, word_bytes : int
+        Cycles that a byte takes, and bytes of a word.
+    """
+
+    ring: int
+    ahead: int
+    coming: int
+    byte_cycles: int
+    word_bytes: int
+    cycle: int = 0  # of the byte, negative before it
+    byte: int = 0  # of the word
+
+    def writes(self) -> bool:
+        """Whether a byte wants to be written in this cycle."""
+        return self.cycle == self.byte_cycles - 1 and self.ahead < self.ring
+
+    def run(self, cycles: int = 1) -> None:
+        """Let time pass, in which the memory takes what comes."""
+        while cycles and self.ahead < self.ring:
+            step = min(cycles, self.byte_cycles - self.cycle)
+            self.cycle, cycles = self.cycle + step, cycles - step
+            if self.cycle == self.byte_cycles:
+                self.cycle, self.byte = 0, self.byte + 1
+            if self.byte == self.word_bytes:
+                self.byte, self.ahead, self.coming = 0, self.ahead + 1, self.coming - 1
+                if not self.coming:
+                    self.cycle = -AGAIN_BYTES * self.byte_cycles - AGAIN_CYCLES
+
+    def shares(self, port: bool, wants: bool) -> tuple[bool, bool]:
+        """One cycle of the memory's port, of which a byte goes before a word that is wanted.
+
+        Returns whether the port is left, and whether there is such a word.
+        """
+        if self.writes():
+            if port:  # else the byte waits for the port, and the flash with it
+                self.run()
+            return False, False
+        wants = wants and self.ahead > 0
+        self.ahead -= wants and port
+        self.run()
+        return port, wants
+
+    def take(self) -> int:
+        """Take a word as soon as there is one, which needs two cycles; returns the wait for it."""
+        waited = 0
+        while not self.ahead:
+            self.run()
+            waited += 1
+        self.ahead -= 1
+        self.run(2)
+        return waited
+
+
+def _tail(r: Record, g: Geometry) -> int:
     """From a group's last step to its last activation."""
+    if r["maximum"]:
+        return 1
     last = (g.output_lanes - 1) * g.channel_cycles + g.pixel_lanes - 1
-    return g.lane_cycles - 1 + last + g.activation_cycles
+    if r["divide"]:
+        last = g.output_lanes * _divided_cycles(g) - 1 - g.channel_cycles
+    return g.lane_cycles + last + g.activation_cycles
+
+
+def _tiles_apart(r: Record, g: Geometry) -> int:
+    """Fewest cycles from a tile's last step to the next one's."""
+    if r["maximum"]:
+        return 1
+    if r["divide"]:
+        return g.lane_cycles + g.output_lanes * _divided_cycles(g)
+    return g.tile_cycles
+
+
+def _divided_cycles(g: Geometry) -> int:
+    """Of a channel whose addend is divided."""
+    return arith.SCORE_BITS + ADDEND_CYCLES + g.channel_cycles
+
+
+def _accesses(r: Record, g: Geometry) -> tuple[list[int], list[int], list[int]]:
+    """`Geometry.accesses` of a layer, from a tile's last step on."""
+    begin = g.lane_cycles
+    if r["maximum"]:
+        return [], [], [1]
+    if r["divide"]:
+        each = _divided_cycles(g)
+        firsts = range(0, g.output_lanes, g.residual_channels)
+        back = each - 1 - g.channel_cycles
+        reads = [begin + first * each + (0 if r["divide_sum"] else back) for first in firsts]
+        lasts = [first + g.residual_channels - 1 for first in firsts]
+        return reads, [begin + last * each + back + RESIDUAL_CYCLES for last in lasts], []
+    reads, writes, activations = ([begin + c for c in kind] for kind in g.accesses)
+    return reads, writes, activations
 
 
 def _outside(r: Record) -> list[bool]:
@@ -122,10 +243,13 @@ class _Fetch:
     busy: bool = False
     marked: int | None = None  # a group's first word, which has not been read yet
 
+    def asks(self, room: bool) -> bool:
+        """Whether nobody below has the port in this cycle."""
+        return self.busy and room
+
     def fires(self, port: bool, room: bool) -> bool:
-        """Whether a word is fetched in this cycle."""
-        at = self.fired % len(self.outside)
-        return self.busy and room and (port or self.outside[at])
+        """Whether a word comes, read or padding."""
+        return self.asks(room) and (port or self.outside[self.fired % len(self.outside)])
 
     def advance(self, fires: bool, start: bool) -> None:
         """One cycle."""
@@ -140,15 +264,21 @@ class _Fetch:
 
 @cache
 def _group_ends(items: tuple[tuple[str, int], ...], g: Geometry) -> list[int]:
-    """The cycle of each group's last step, from the layer's start on; ``items`` are the record's.
+    """What `_play` makes of a record's items where the Image is resident."""
+    return _play(dict(items), g, None)
+
+
+def _play(r: Record, g: Geometry, flash: Flash | None) -> list[int]:
+    """The cycle of each group's last step, from the layer's start on.
 
     A layer is played through: who waits for whom, without the values.
     """
-    r = dict(items)
     load, fetch = _Load(r, g), _Fetch(_outside(r))
-    reads, writes, activations = ([g.lane_cycles - 1 + c for c in kind] for kind in g.accesses)
+    reads, writes, activations = _accesses(r, g)
     # What the requantiser keeps apart is all that a tile might do.
-    pattern = [*reads, *writes, *activations] if r["residual"] else []
+    paced = r["residual"] and not r["divide"]
+    pattern = [*reads, *writes, *activations] if paced else []
+    halves, apart = 1 if r["maximum"] else g.halves, _tiles_apart(r, g)
     window, across, lines = r["window_less"] + 1, r["tiles_less"] + 1, r["height_out_less"] + 1
     line_words = (r["columns_less"] + 1) * (r["kernel_h_less"] + 1) * (r["words_less"] + 1)
     farthest = (g.pixel_lanes - 1) * r["step_pixel"]
@@ -162,25 +292,29 @@ def _group_ends(items: tuple[tuple[str, int], ...], g: Geometry) -> list[int]:
     tile_ends_group = False
     while len(ends) <= r["groups_less"]:
         port = cycle not in taken
-        granted = load.wants() and port
-        fires = fetch.fires(port and not granted, fetch.fired - freed < g.window_depth)
+        room = fetch.fired - freed < g.window_depth
+        wants = load.wants() and not fetch.asks(room)
+        if flash is not None:
+            port, wants = flash.shares(port, wants)
+        granted = port and wants
+        fires = fetch.fires(port, room)
         start = load.ready > 0 and not fetch.busy and fetch.marked is None
         start = start and launched <= r["groups_less"]
-        final = half == g.halves - 1
+        final = half == halves - 1
         gate = cycle >= clear and booked.isdisjoint(cycle + c for c in pattern)
         valid = held and (gate or not (last and final))
         take = (not held or (valid and final)) and line < lines * (r["groups_less"] + 1)
         take = take and base + place + farthest < fetch.written and base + place < fetch.written
         if valid and final and last:
-            clear = cycle + g.tile_cycles
+            clear = cycle + apart
             booked.update(cycle + c for c in pattern)
             group = len(ends)
             taken.update(cycle + c for c in writes if r["residual"])
             taken.update(cycle + c for c in reads if group < r["residual_groups"])
-            taken.update(cycle + c for c in activations if r["requantise"])
+            taken.update(cycle + c for c in activations if r["requantise"] or r["maximum"])
             if tile_ends_group:
                 ends.append(cycle)
-                done = cycle + _tail(g)
+                done = cycle + _tail(r, g)
                 if r["last"]:
                     clear = (
                         cycle + g.lane_cycles + g.output_lanes * (arith.SCORE_BITS + SCORE_CYCLES)

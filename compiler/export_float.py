@@ -29,6 +29,7 @@ from compiler.graph import (
     GlobalMean,
     Graph,
     Input,
+    MaxPool,
     Node,
     Quantiser,
     Relu,
@@ -92,8 +93,10 @@ class _Writer:
         match node:
             case BatchNorm():
                 self._batch_norm(node, x)
-            case Relu():
+            case Relu(low=0.0):
                 self.model.node("Relu", [x], node.name)
+            case Relu():
+                self.model.node("Max", [x, self.model.number(node.low, np.float32)], node.name)
             case Quantiser():
                 self._quantise(node, x)
             case Conv():
@@ -102,6 +105,15 @@ class _Writer:
                 self.model.node("Add", [x, *others], node.name)
             case AvgPool():
                 self._average(node, x)
+            case MaxPool():
+                self.model.node(
+                    "MaxPool",
+                    [x],
+                    node.name,
+                    kernel_shape=[node.kernel] * 2,
+                    strides=[node.stride] * 2,
+                    pads=onnx_pads(node.pads),
+                )
             case GlobalMean():
                 self.model.node("GlobalAveragePool", [x], node.name)
 

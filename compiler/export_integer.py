@@ -11,6 +11,7 @@ operation             operators
                       one MatMul a tap, on int64
 `Add`                 the shift (Mul, or Add, Mod, Sub, Div), Add, Clip on int64
 `Pool`                Pad, nine Slices added up, Mul by 36/count, the shift, Clip, Pad
+`MaxPool`             MaxPool on uint8; where channels fall Mul and Add on int64
 `SumPixels`           Sub, ReduceSum on int64
 ====================  ==========================================================================
 
@@ -28,7 +29,17 @@ import onnx
 from compiler import arith
 from compiler.arith import Int, Pads, Staircase
 from compiler.onnx_model import Model, onnx_pads
-from compiler.program import Add, Conv, Op, Pool, Program, Quantise, SumPixels, Tensor
+from compiler.program import (
+    Add,
+    Conv,
+    MaxPool,
+    Op,
+    Pool,
+    Program,
+    Quantise,
+    SumPixels,
+    Tensor,
+)
 
 CLASSES = "class"
 """Output beside the scores: index of the highest, (N,) int64; of equal ones the lowest."""
@@ -99,6 +110,9 @@ class _Writer:
                 self._add(op, out)
             case Pool():
                 self._pool(op, source, out)
+            case MaxPool():
+                dtype = np.uint8
+                self._maximum(op, out)
             case SumPixels():
                 centred = self._offset(self._wide(op.source), -source.zero)
                 self.model.node(
@@ -149,7 +163,7 @@ class _Writer:
         model.node("Reshape", [total, model.vector([0, *out.shape])], op.output)
 
     def _add(self, op: Add, out: Tensor) -> None:
-        addend = self._wide(op.source)
+        addend = self._offset(self._wide(op.source), -self.program[op.source].zero)
         if op.division is not None:
             addend = self._staircase(addend, op.division)
             addend = self._offset(addend, -(1 << (op.division.bits - 1)))
@@ -176,6 +190,23 @@ class _Writer:
             return
         pooled = self._saturated(total, out)
         model.node("Pad", [pooled, model.vector([0, 0, 0, 0, 0, more, 0, 0])], op.output)
+
+    def _maximum(self, op: MaxPool, out: Tensor) -> None:
+        falls = any(op.falling)
+        best = self.model.node(
+            "MaxPool",
+            [op.source],
+            "" if falls else op.output,
+            kernel_shape=[op.kernel] * 2,
+            strides=[op.stride] * 2,
+            pads=onnx_pads(op.pads),
+        )
+        if falls:
+            wide = self.model.node("Cast", [best], to=onnx.TensorProto.INT64)
+            signs = self._channels(f"{op.name}.sign", [1 - 2 * falling for falling in op.falling])
+            tops = self._channels(f"{op.name}.top", [out.high * falling for falling in op.falling])
+            turned = self.model.node("Mul", [wide, signs])
+            self._named(self.model.node("Add", [turned, tops]), op.output, np.uint8)
 
     # -- what they are made of -----------------------------------------------------------------
 

@@ -14,8 +14,10 @@ from compiler import arith
 MAGIC = 0x5349_474E
 """First word of every Image stream: "SIGN"."""
 
+COUNT_BITS = 16
+"""Of the number of an Image's stream words, less one."""
 
-STEPS_PER_CYCLE = 2
+STEPS_PER_CYCLE = 1
 """Comparisons of the restoring division that the requantiser does in one cycle."""
 
 RESIDUAL_CYCLES = 4
@@ -26,6 +28,9 @@ GAINS = {0: 3, 1: 1, -1: 2}
 
 NO_CHANNEL = 0
 """In the place of a gain: the output lane lies beyond the layer's channels."""
+
+MAX_IMAGE_CHANNELS = 8
+"""What the header can say."""
 
 KERNEL_STEPS = 9
 """Memory words of the smallest window that matters: a 3x3 one."""
@@ -43,6 +48,9 @@ class Geometry:
     input_lanes, output_lanes, pixel_lanes : int
         Input channels, output channels and neighbouring output pixels worked on in one cycle: their
         product is the peak of additions a cycle. Powers of two.
+    pump : int
+        Passes of the lanes in one cycle of the engine: their own clock is so many times faster, and
+        each pass takes a part of the output lanes. 1 or 2.
     activation_bits : int
         b, 2 .. 8. Wider tensors are taken in slices of b bits.
     word_channels : int
@@ -65,18 +73,28 @@ class Geometry:
         An addend is shifted left by max_left_shift, then right by what shift_bits can say.
     stream_bits : int
         Width of a word of the Image stream.
+    plain_input : bool
+        The image lies one pixel a word, and the first convolution is any; else three neighbouring
+        columns a word, for a 3x3 one.
+    pad_bits : int
+        Maps have fewer than two to the power of it rows and columns of padding in front.
+    max_pool : bool
+        There is a unit for maxima (`hw.maximum`).
+    addend_division : bool
+        Addends of the residual stream may pass the serial divider: their scales may be anything.
     """
 
     input_lanes: int = 16
-    output_lanes: int = 8
+    output_lanes: int = 16
     pixel_lanes: int = 1
+    pump: int = 2
     activation_bits: int = 4
     word_channels: int = 16
-    accumulator_bits: int = 17
+    accumulator_bits: int = 18
     residual_bits: int = 16
     memory_depth: int = 16384
     window_depth: int = 256
-    weight_depth: int = 256
+    weight_depth: int = 128
     map_bits: int = 6
     channel_bits: int = 8
     offset_bits: int = 29
@@ -86,12 +104,17 @@ class Geometry:
     max_left_shift: int = 5
     shift_bits: int = 3
     stream_bits: int = 64
+    plain_input: bool = False
+    pad_bits: int = 1
+    max_pool: bool = False
+    addend_division: bool = False
 
     def __post_init__(self) -> None:
         powers = (
             "input_lanes",
             "output_lanes",
             "pixel_lanes",
+            "pump",
             "memory_depth",
             "window_depth",
             "weight_depth",
@@ -102,6 +125,11 @@ class Geometry:
                 raise ValueError(f"{name} must be a power of two, not {value!r}")
         if not 2 <= self.activation_bits <= 8:
             raise ValueError(f"activation_bits must be 2 to 8, not {self.activation_bits!r}")
+        if self.pump > 2 or self.output_lanes < self.pump:
+            raise ValueError(
+                f"pump must be 1 or 2 and at most output_lanes, not {self.pump!r} with "
+                f"{self.output_lanes} output lanes"
+            )
         if self.input_lanes < 2:
             raise ValueError(f"input_lanes must be at least 2, not {self.input_lanes!r}")
         for name in ("input_lanes", "output_lanes"):
@@ -119,12 +147,21 @@ class Geometry:
                 f"a tile of {self.output_lanes} x {self.pixel_lanes} outputs must fill a memory "
                 f"word of {self.residual_lanes} residuals"
             )
+        if self.addend_division and self.pixel_lanes > 1:
+            raise ValueError(
+                f"pixel_lanes must be 1 where addend_division is True, not {self.pixel_lanes!r}"
+            )
+        if self.max_pool and 2 * self.word_channels > self.pass_weight_bits:
+            raise ValueError(
+                f"input_lanes * output_lanes / pump must be at least {2 * self.word_channels} "
+                f"where max_pool is True, not {self.pass_weight_bits}"
+            )
         if self.stream_bits not in (8, 16, 32, 64):
             raise ValueError(f"stream_bits must be 8, 16, 32 or 64, not {self.stream_bits!r}")
-        if self.weight_bits % self.stream_bits:
+        if self.pass_weight_bits % self.stream_bits:
             raise ValueError(
-                f"input_lanes * output_lanes must be a multiple of stream_bits "
-                f"({self.stream_bits}), not {self.weight_bits}"
+                f"input_lanes * output_lanes / pump must be a multiple of stream_bits "
+                f"({self.stream_bits}), not {self.pass_weight_bits}"
             )
 
     # -- derived sizes -----------------------------------------------------------------------------
@@ -142,6 +179,15 @@ class Geometry:
     def weight_bits(self) -> int:
         """Weight bits of one step (two selector bits for a pair of weights: one a weight)."""
         return self.input_lanes * self.output_lanes
+
+    @property
+    def pass_lanes(self) -> int:
+        """Output lanes of one pass: those that there are in hardware."""
+        return self.output_lanes // self.pump
+
+    @property
+    def pass_weight_bits(self) -> int:
+        return self.weight_bits // self.pump
 
     @property
     def halves(self) -> int:
@@ -164,9 +210,14 @@ class Geometry:
         return self.output_lanes // self.residual_channels
 
     @property
+    def input_columns(self) -> int:
+        """Columns of the image in one memory word."""
+        return 1 if self.plain_input else 3
+
+    @property
     def tap_lanes(self) -> int:
-        """Lanes of one column of the first layer's window: three columns lie in one word."""
-        return self.word_channels // 3
+        """Lanes of one column of the image in a memory word."""
+        return self.word_channels // self.input_columns
 
     @property
     def input_shift(self) -> int:
@@ -255,9 +306,18 @@ class Geometry:
         return self._access_kinds(self.activation_cycles)
 
     @property
+    def tree_levels(self) -> int:
+        """Adders one behind another, from the terms of an output lane to their sum."""
+        return max(1, (self.input_lanes // 2 - 1).bit_length())
+
+    @property
     def lane_cycles(self) -> int:
-        """Cycles from a step to its sums: pair sums, terms, and the levels of the adder tree."""
-        return 2 + max(1, (self.input_lanes // 2 - 1).bit_length())
+        """Cycles from a step to that in which the first of its sums may be addressed.
+
+        One for the pair sums, then the lanes' own: terms, the tree, accumulators, and as they come
+        out pass by pass, the first one's memory.
+        """
+        return 1 + (1 + self.pump + self.tree_levels) // self.pump
 
     @property
     def tile_cycles(self) -> int:
@@ -318,9 +378,13 @@ class Geometry:
         return (
             ("last", 1),  # the head: no activations, scores
             ("pool", 1),  # average pooling of the residual stream; else a convolution
+            ("maximum", int(self.max_pool)),  # with pool: maxima of activations
+            ("divide", int(self.addend_division)),  # the addend passes its channel's division;
+            ("divide_sum", int(self.addend_division)),  # what is read is added to it before
+            ("quotient_zero", arith.SCORE_BITS if self.addend_division else 0),  # stands for 0
             ("residual", 1),  # the result is (added to and) written to the residual stream
             ("requantise", 1),  # activations are written
-            ("shared", 1),  # one weight for all taps: a sum over the map
+            ("shared", 1),  # the window is the whole map: each word is used once
             ("stride2", 1),
             ("short_top", 1),  # pooling: the first / last row / column has two pixels, not three
             ("short_bottom", 1),
@@ -328,8 +392,8 @@ class Geometry:
             ("short_right", 1),
             ("down", self.shift_bits),  # right shift after the fixed left shift
             ("pad", self.activation_bits),  # activation that stands for 0
-            ("pad_top", 1),
-            ("pad_left", 1),
+            ("pad_top", self.pad_bits),
+            ("pad_left", self.pad_bits),
             ("kernel_h_less", self.kernel_bits),
             ("words_less", words),  # memory words a pixel
             # Counted from the padding's first; pooling: columns of memory words.
@@ -346,7 +410,8 @@ class Geometry:
             ("residual_groups", groups + 1),  # groups that read the residual stream
             ("weight_words", (self.weight_depth).bit_length()),  # steps of weights a group
             ("window_less", self.window_bits + 2),  # words of a window; the head's may be longer
-            ("turn_less", self.window_bits),  # words after which the weights begin again
+            # words after which the weights begin again
+            ("turn_less", max(self.window_bits, (self.weight_depth - 1).bit_length())),
             (
                 "step_window",
                 self.window_bits + 1,

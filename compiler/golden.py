@@ -26,7 +26,18 @@ from compiler import arith, int8
 from compiler.arith import Int, Staircase
 from compiler.errors import ProgramError
 from compiler.graph import convolve, in_chunks
-from compiler.program import Add, Conv, Op, Pool, Program, Quantise, SumPixels, Tensor, reads
+from compiler.program import (
+    Add,
+    Conv,
+    MaxPool,
+    Op,
+    Pool,
+    Program,
+    Quantise,
+    SumPixels,
+    Tensor,
+    reads,
+)
 
 IMAGES_PER_CHUNK = 16
 """Images a thread interprets together: their maps stay in its cache."""
@@ -171,6 +182,7 @@ def _execute(program: Program, op: Op, values: Values) -> tuple[Int, int]:
             return arith.convolve(x, signs, op.stride, op.pads, source.zero), 0
         case Add():
             residual = values[op.residual] if op.residual is not None else np.zeros_like(x)
+            x = x - source.zero
             if op.division is not None:
                 x = op.division(x) - (1 << (op.division.bits - 1))
             return arith.add_residual(residual, x, op.shift, out.bits)
@@ -180,6 +192,10 @@ def _execute(program: Program, op: Op, values: Values) -> tuple[Int, int]:
             more = out.channels - source.channels
             saturated = int(np.count_nonzero(pooled != exact))
             return np.pad(pooled, ((0, 0), (0, more), (0, 0), (0, 0))), saturated
+        case MaxPool():
+            best = arith.max_pool(x, op.kernel, op.stride, op.pads)
+            falling = np.array(op.falling)[:, None, None]
+            return np.where(falling, source.high - best, best), 0
         case SumPixels():
             return np.asarray((x - source.zero).sum(axis=(2, 3), keepdims=True)), 0
 

@@ -73,10 +73,11 @@ class BatchNorm:
 
 @dataclass(frozen=True, slots=True)
 class Relu:
-    """``max(x, 0)``."""
+    """``max(x, low)``; a shifted ReLU's low is negative."""
 
     name: str
     source: str
+    low: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +150,25 @@ class AvgPool:
     unit: float | None = None
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class MaxPool:
+    """Largest value of each window; what lies outside the map is none.
+
+    Attributes
+    ----------
+    falling : (C,) bool, or None
+        Channels that take the smallest value instead: lowering puts the maximum behind batch norms
+        whose scale is negative.
+    """
+
+    name: str
+    source: str
+    kernel: int
+    stride: int
+    pads: Pads
+    falling: NDArray[np.bool_] | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class GlobalMean:
     """Mean over the pixels, (C, H, W) -> (C, 1, 1)."""
@@ -157,8 +177,8 @@ class GlobalMean:
     source: str
 
 
-Node = Input | BatchNorm | Relu | Quantiser | Conv | Add | AvgPool | GlobalMean
-NodeType = TypeVar("NodeType", BatchNorm, Quantiser, Conv, Add, AvgPool)
+Node = Input | BatchNorm | Relu | Quantiser | Conv | Add | AvgPool | MaxPool | GlobalMean
+NodeType = TypeVar("NodeType", BatchNorm, Quantiser, Conv, Add, AvgPool, MaxPool)
 
 
 def sources(node: Node) -> tuple[str, ...]:
@@ -231,7 +251,10 @@ class Graph:
             if not isinstance(node, Quantiser):
                 return node
             width = node.bits if self.reads_image(node) else bits
-            return replace(node, bits=width, step=steps[node.name])
+            step, zero = steps[node.name], node.zero
+            if low := self.lowest(node.source):
+                zero = round(-low / step)
+            return replace(node, bits=width, zero=zero, step=step)
 
         return Graph(self.network, tuple(map(renewed, self.nodes)), self.labels)
 
@@ -242,6 +265,17 @@ class Graph:
             for node in self.nodes
         )
         return Graph(self.network, nodes, self.labels)
+
+    def before_pools(self, name: str) -> Node:
+        """The node itself, or what stands before the maximum that it is."""
+        while isinstance(node := self[name], MaxPool):
+            name = node.source
+        return node
+
+    def lowest(self, name: str) -> float | None:
+        """The least value that a ReLU leaves of a node; None where there is no ReLU."""
+        node = self.before_pools(name)
+        return node.low if isinstance(node, Relu) else None
 
     def reads_image(self, node: Quantiser) -> bool:
         """Whether a quantiser stands behind the image's batch norm: it has 8 bits always."""
@@ -312,6 +346,12 @@ def _shape(node: Node, shapes: dict[str, Shape]) -> Shape:
             size = node.pads.output_size((h, w), POOL_KERNEL, 2)
             rule(min(size) >= 1, f"a map of {h}x{w} must not be smaller than the pool's window")
             return (node.channels, *size)
+        case MaxPool():
+            size = node.pads.output_size((h, w), node.kernel, node.stride)
+            rule(min(size) >= 1, f"a map of {h}x{w} must not be smaller than the pool's window")
+            around = (node.pads.top, node.pads.left, node.pads.bottom, node.pads.right)
+            rule(max(around) < node.kernel, "every window must hold a pixel")
+            return (c, *size)
         case GlobalMean():
             return (c, 1, 1)
     return source
@@ -334,8 +374,11 @@ def build(checkpoint: Checkpoint) -> Graph:
         return node.name
 
     def activation(source: str, batch_norm: str, relu: str) -> str:
-        name = add(_batch_norm(checkpoint, batch_norm, source))
-        name = add(Relu(f"{batch_norm}.relu", name))
+        if network.shifted_relu:
+            name = add(Relu(f"{batch_norm}.relu", source, -1.0))
+        else:
+            name = add(_batch_norm(checkpoint, batch_norm, source))
+            name = add(Relu(f"{batch_norm}.relu", name))
         return add(_quantiser(checkpoint, relu, name))
 
     name = add(_batch_norm(checkpoint, "input.bn", "image"))
@@ -344,6 +387,10 @@ def build(checkpoint: Checkpoint) -> Graph:
     name = add(_quantiser(checkpoint, "input", name))
     convs = {layer.name: layer for layer in schema.layers(network)}
     stream = add(_conv(checkpoint, convs["conv0"], name))
+    if network.stem:
+        name = activation(stream, "stem.bn", "stem.relu")
+        pads = network.pads(convs["conv0"].size_out, POOL_KERNEL, 2)
+        stream = add(MaxPool("stem", name, POOL_KERNEL, 2, pads))
     for block, _, c_out, stride in schema.blocks(network):
         first, second = convs[f"{block}.conv1"], convs[f"{block}.conv2"]
         name = activation(stream, f"{block}.bn1", f"{block}.relu1")
@@ -357,7 +404,8 @@ def build(checkpoint: Checkpoint) -> Graph:
         stream = add(Add(f"{block}.r", stream, name)) if network.skip else name
     name = activation(stream, "head.bn1", "head.relu")
     name = add(_conv(checkpoint, convs["head.conv"], name))
-    name = add(_batch_norm(checkpoint, "head.bn2", name))
+    if not network.shifted_relu:
+        name = add(_batch_norm(checkpoint, "head.bn2", name))
     add(GlobalMean("head.mean", name))
     return Graph(network.name, tuple(nodes), tuple(map(str, range(network.classes))))
 
@@ -384,7 +432,8 @@ def _quantiser(checkpoint: Checkpoint, name: str, source: str) -> Quantiser:
     if name == "input":
         zero = 0 if checkpoint.network.input_relu else SIGNED_INPUT_ZERO
         return Quantiser("input.q", source, INPUT_BITS, zero, step)
-    return Quantiser(name, source, q.activation_bits if q else 8, 0, step)
+    zero = round(1 / step) if checkpoint.network.shifted_relu and step else 0
+    return Quantiser(name, source, q.activation_bits if q else 8, zero, step)
 
 
 # -- the interpreter -------------------------------------------------------------------------------
@@ -506,7 +555,7 @@ def evaluate(node: Node, read: list[Float], quantised: bool) -> Float:
         case BatchNorm():
             return x * node.slope[:, None, None] + node.intercept[:, None, None]
         case Relu():
-            return np.maximum(x, 0.0)
+            return np.maximum(x, node.low)
         case Quantiser():
             return _quantise(x, node) if quantised and node.step is not None else x
         case Conv():
@@ -515,6 +564,8 @@ def evaluate(node: Node, read: list[Float], quantised: bool) -> Float:
             return x + read[1]
         case AvgPool():
             return _average(x, node, quantised)
+        case MaxPool():
+            return _largest(x, node)
         case GlobalMean():
             return np.asarray(x.mean(axis=(2, 3), keepdims=True))
     raise LoweringError(f"{node.name}: a graph must have one input, not two")
@@ -567,6 +618,19 @@ def convolve(x: NDArray[Any], weights: NDArray[Any], stride: int, pads: Pads) ->
 def _convolve(x: Float, node: Conv) -> Float:
     scale = np.broadcast_to(node.scale, node.weights.shape[:1])
     return np.asarray(convolve(x, node.weights, node.stride, node.pads) * scale[:, None, None])
+
+
+def _largest(x: Float, node: MaxPool) -> Float:
+    n, c, h, w = x.shape
+    size = node.pads.output_size((h, w), node.kernel, node.stride)
+    turn = np.ones((c, 1, 1)) if node.falling is None else 1.0 - 2 * node.falling[:, None, None]
+    p = node.pads
+    around = np.pad(
+        x * turn, ((0, 0), (0, 0), (p.top, p.bottom), (p.left, p.right)), constant_values=-np.inf
+    )
+    windows = patches(around, node.kernel, node.stride, size)
+    best = windows.reshape(n, c, node.kernel**2, *size).max(axis=2)
+    return np.asarray(best * turn)
 
 
 TIE = 1e-6

@@ -17,16 +17,23 @@ and starts with +1 (same 0, negate 0), the second is alike and starts with -1 (s
 bits 0b1100.
 
 The stream repeats for every image; whatever stands behind the engine's reader only has to send it
-again and again. On a board that is `hw.store.ImageStore`, which keeps it in the activation memory.
+again and again. On a board that is `hw.store.ImageStore`, which keeps it in the activation memory,
+behind the maps, or reads it from flash for each picture where there is no room for all of it.
 
 File: one line of JSON (name, geometry, layers, CRC-32 of each section) and a zero byte, then the
 stream, little-endian. `unpack` is the exact inverse of `pack`.
 
-Flash: magic, number N of stream words, the words, CRC-32 (zlib's) of all before; the first, second
-and last in four bytes, all little-endian. `flash_words` is the inverse of `flash_bytes`. Worked
-example: two words of 32 bits, 0x11223344 and 0x55667788::
+Flash: magic, number of stream words less one, ring, the words, CRC; the first three and the last in
+four bytes, everything with its most significant byte first, as SPI sends bits. The ring's last word
+lies at address A of activation memory (its first at the end): the field is 2A, plus 1 if the Image
+is
+longer than the ring. The CRC is CRC-32/MPEG-2, of all before. `flash_words` is the inverse of
+`frame`.
+Worked example: two words of 32 bits, 0x11223344 and 0x55667788, in a memory of 32 words, of which
+there
+is room for ten::
 
-    4e 47 49 53  02 00 00 00  44 33 22 11  88 77 66 55  7e 12 64 76
+    53 49 47 4e  00 00 00 01  00 00 00 3c  11 22 33 44  55 66 77 88  e4 88 4c 9d
 """
 
 from __future__ import annotations
@@ -41,14 +48,25 @@ from numpy.typing import NDArray
 
 from compiler import arith
 from compiler.errors import CapacityError, ImageError
-from compiler.geometry import MAGIC, Geometry
+from compiler.geometry import COUNT_BITS, MAGIC, Geometry
 from compiler.schedule import Param, Schedule
 
 FORMAT = "signum-image"
-VERSION = 1
+VERSION = 2
 
 FRAME_BYTES = 4
-"""Of each of magic, number of words and CRC in flash."""
+"""Of each of magic, number of words, ring and CRC in flash."""
+
+HEAD_BYTES = 3 * FRAME_BYTES
+"""Before the words."""
+
+MAGIC_BYTES = MAGIC.to_bytes(FRAME_BYTES, "big")
+
+LEAST_RING = 64
+"""Words of activation memory that a network must leave for an Image longer than that: less would
+hold up every layer whose weights come in bursts."""
+
+_MIRRORED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 
 Layout = tuple[tuple[str, int], ...]
 
@@ -65,10 +83,14 @@ class ImageLayer:
 
 @dataclass(frozen=True, slots=True)
 class Image:
-    """All that an engine of one geometry needs to know of one network."""
+    """All that an engine of one geometry needs to know of one network.
+
+    ``room`` is the number of words that its maps leave at the end of activation memory.
+    """
 
     network: str
     geometry: Geometry
+    room: int
     header: Mapping[str, int]
     input_params: tuple[Param, ...]
     layers: tuple[ImageLayer, ...]
@@ -80,6 +102,7 @@ class Image:
         return cls(
             schedule.program.network,
             schedule.geometry,
+            schedule.room,
             schedule.header,
             schedule.input_params,
             layers,
@@ -105,6 +128,11 @@ class Image:
         """The stream, once."""
         return [word for _, section in self.sections() for word in section]
 
+    @property
+    def streamed(self) -> bool:
+        """Whether a board reads it from flash for each picture, having no room to keep it."""
+        return len(self.words()) > self.room
+
 
 def pack(image: Image) -> bytes:
     """The file's bytes; equal Images give equal bytes."""
@@ -119,6 +147,7 @@ def pack(image: Image) -> bytes:
         "version": VERSION,
         "network": image.network,
         "geometry": asdict(g),
+        "room": image.room,
         "sections": sections,
     }
     text = json.dumps(head, sort_keys=True).encode()
@@ -140,7 +169,7 @@ def unpack(data: bytes) -> Image:
             raise ImageError(f"file must be a {FORMAT} of version {VERSION}")
         geometry = Geometry(**head["geometry"])
         sections = [(str(s["name"]), int(s["words"]), int(s["crc32"])) for s in head["sections"]]
-        network = str(head["network"])
+        network, room = str(head["network"]), int(head["room"])
     except (KeyError, TypeError, ValueError) as error:
         raise ImageError(f"file must be an Image: {error}") from error
     size = geometry.stream_bits // 8
@@ -163,7 +192,7 @@ def unpack(data: bytes) -> Image:
     layers = tuple(reader.layer(name) for name, _, _ in sections[1:])
     if reader.at != len(reader.words):
         raise ImageError(f"stream must end after {reader.at:,} words, not {len(reader.words):,}")
-    return Image(network, geometry, header, input_params, layers)
+    return Image(network, geometry, room, header, input_params, layers)
 
 
 # -- flash -----------------------------------------------------------------------------------------
@@ -171,18 +200,29 @@ def unpack(data: bytes) -> Image:
 
 def flash_bytes(image: Image) -> bytes:
     """What a board's flash holds at its Image's offset."""
-    return frame(image.words(), image.geometry.stream_bits)
+    g = image.geometry
+    return frame(image.words(), g.stream_bits, image.room, g.address_bits)
 
 
-def frame(words: Sequence[int], bits: int) -> bytes:
-    """Stream words of ``bits`` bits, a multiple of 8, as they lie in flash."""
-    head = b"".join(value.to_bytes(FRAME_BYTES, "little") for value in (MAGIC, len(words)))
-    body = head + b"".join(word.to_bytes(bits // 8, "little") for word in words)
-    return body + zlib.crc32(body).to_bytes(FRAME_BYTES, "little")
+def frame(words: Sequence[int], bits: int, room: int, address_bits: int) -> bytes:
+    """Stream words of ``bits`` bits, a multiple of 8, as they lie in flash.
+
+    ``room`` is how many of them activation memory holds at most, at its end.
+    """
+    ring = -min(len(words), room) % (1 << address_bits)
+    fields = (MAGIC, len(words) - 1, 2 * ring + (len(words) > room))
+    head = b"".join(value.to_bytes(FRAME_BYTES, "big") for value in fields)
+    body = head + b"".join(word.to_bytes(bits // 8, "big") for word in words)
+    return body + flash_crc(body).to_bytes(FRAME_BYTES, "big")
+
+
+def flash_crc(data: bytes) -> int:
+    """CRC-32/MPEG-2: zlib's of mirrored bits, mirrored, without the complement at the end."""
+    return int(f"{~zlib.crc32(data.translate(_MIRRORED)) & 0xFFFF_FFFF:032b}"[::-1], 2)
 
 
 def flash_words(data: bytes, bits: int) -> list[int]:
-    """Exact inverse of `frame`; what follows the CRC in flash must not be given.
+    """The words that `frame` was given; what follows the CRC in flash must not be given.
 
     Raises
     ------
@@ -190,14 +230,14 @@ def flash_words(data: bytes, bits: int) -> list[int]:
         For anything but a whole, undamaged Image of words of ``bits`` bits.
     """
     check_frame(data)
-    body, size = data[2 * FRAME_BYTES : -FRAME_BYTES], bits // 8
-    count = int.from_bytes(data[FRAME_BYTES : 2 * FRAME_BYTES], "little")
+    body, size = data[HEAD_BYTES:-FRAME_BYTES], bits // 8
+    count = int.from_bytes(data[FRAME_BYTES : 2 * FRAME_BYTES], "big") + 1
     if len(body) != count * size:
         raise ImageError(
             f"flash content of {count:,} words must have {count * size:,} bytes of them, not "
             f"{len(body):,}"
         )
-    return [int.from_bytes(body[i : i + size], "little") for i in range(0, len(body), size)]
+    return [int.from_bytes(body[i : i + size], "big") for i in range(0, len(body), size)]
 
 
 def check_frame(data: bytes) -> None:
@@ -208,13 +248,13 @@ def check_frame(data: bytes) -> None:
     ImageError
         They do not begin with the magic or do not end with their CRC.
     """
-    if len(data) <= 3 * FRAME_BYTES or data[:FRAME_BYTES] != MAGIC.to_bytes(FRAME_BYTES, "little"):
+    if len(data) <= HEAD_BYTES + FRAME_BYTES or not data.startswith(MAGIC_BYTES):
         raise ImageError(
-            f"an Image in flash must begin with {MAGIC.to_bytes(FRAME_BYTES, 'little').hex()}, "
+            f"an Image in flash must begin with {MAGIC_BYTES.hex()}, "
             f"not {data[:FRAME_BYTES].hex() or 'nothing'}",
             "the build's image.bin is one",
         )
-    crc, told = zlib.crc32(data[:-FRAME_BYTES]), int.from_bytes(data[-FRAME_BYTES:], "little")
+    crc, told = flash_crc(data[:-FRAME_BYTES]), int.from_bytes(data[-FRAME_BYTES:], "big")
     if crc != told:
         raise ImageError(
             f"an Image in flash must end with its CRC-32 {crc:08x}, not {told:08x}",
@@ -223,26 +263,34 @@ def check_frame(data: bytes) -> None:
 
 
 def check_room(image: Image, laid_out: Schedule) -> None:
-    """Hold maps and Image to the one memory that both must fit on a board.
+    """Hold maps and Image to the one memory that both share on a board.
 
-    The maps stand at its beginning, where the Schedule put them, the Image at its end.
+    The maps stand at its beginning, where the Schedule put them; at its end the Image, or as much
+    of
+    it as is read ahead.
 
     Raises
     ------
     CapacityError
-        Naming the first layer that comes too near the Image, both needs, the budget, and what
-        would fit.
+        The Image has more words than can be counted; or naming the first layer that leaves too few
+        for reading ahead, both needs, the budget, and what would fit.
     """
     depth, words = laid_out.geometry.memory_depth, len(image.words())
-    most = max(region.first + region.words for region in laid_out.regions)
-    if words + most <= depth:
+    if words > 1 << COUNT_BITS:
+        raise CapacityError(
+            f"{image.network}: an Image must have at most {1 << COUNT_BITS:,} words of "
+            f"{laid_out.geometry.stream_bits} bits, not {words:,}",
+            "a network with fewer weights",
+        )
+    need = min(words, LEAST_RING)
+    if image.room >= need:
         return
-    reach = next(r for r in laid_out.regions if words + r.first + r.words > depth)
+    reach = next(r for r in laid_out.regions if need + r.first + r.words > depth)
+    most = depth - image.room
     raise CapacityError(
-        f"{reach.tensor}: activation memory needs {most:,} words for maps and {words:,} for the "
+        f"{reach.tensor}: activation memory needs {most:,} words for maps and {need:,} for the "
         f"Image, but the engine has {depth:,}",
-        f"an engine with memory_depth {1 << (most + words - 1).bit_length()}, "
-        "or a network with fewer weights",
+        f"an engine with memory_depth {1 << (most + need - 1).bit_length()}, or a narrower network",
     )
 
 

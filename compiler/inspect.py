@@ -8,8 +8,18 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from compiler.program import Add, Conv, Op, Pool, Program, Quantise, SumPixels, Tensor
-from compiler.schedule import Schedule
+from compiler.program import (
+    Add,
+    Conv,
+    MaxPool,
+    Op,
+    Pool,
+    Program,
+    Quantise,
+    SumPixels,
+    Tensor,
+)
+from compiler.schedule import QUANTISE, Schedule
 
 HEADS = (
     *("layer", "kind", "in", "out", "s", "Δ", "u", "j", "F", "range"),
@@ -19,7 +29,7 @@ HEADS = (
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One convolution with all that finishes it, or one pool.
+    """One convolution with all that finishes it, one pool, or the start of a stream.
 
     Attributes
     ----------
@@ -80,9 +90,14 @@ def rows(program: Program, laid_out: Schedule | None = None) -> list[Row]:
             case Pool():
                 pooled = {"shift": -op.right_shift, "unit": out.step, "residual_bits": out.bits}
                 found.append(_begin(op, "pool", source, out) | pooled)
+            case MaxPool():
+                kind = f"max {op.kernel}x{op.kernel}/{op.stride}"
+                found.append(_begin(op, kind, source, out) | {"step": out.step})
             case SumPixels():
                 found.append(_begin(op, "sum", source, out))
             case Add():
+                if source.kind == "activation":
+                    found.append(_begin(op, "stream", source, out))
                 stream = {"unit": out.step, "residual_bits": out.bits}
                 found[-1] |= stream | {"shift": None if op.division else op.shift}
             case Quantise():
@@ -115,10 +130,11 @@ def _conv(program: Program, op: Conv, source: Tensor, out: Tensor) -> dict[str, 
 
 
 def _costs(laid_out: Schedule) -> dict[str, dict[str, Any]]:
-    """Cycles and places, by layer; the slices of the first convolution together."""
+    """Cycles and places, by row: slices, and a staircase that stands alone, with their layer's."""
     found: dict[str, dict[str, Any]] = {}
     for layer in laid_out.layers:
-        entry = found.setdefault(layer.name.split(".slice")[0], {"cycles": 0, "regions": ()})
+        row = layer.name.split(".slice")[0].split(QUANTISE)[0]
+        entry = found.setdefault(row, {"cycles": 0, "regions": ()})
         entry["cycles"] += layer.cycles
         for tensor in (layer.residual, layer.activation):
             if tensor is not None:
@@ -137,6 +153,7 @@ def document(program: Program, laid_out: Schedule | None) -> dict[str, Any]:
         "addsub_per_image": program.addsub_per_image,
         "weight_bits": program.weight_bits,
         "cycles": laid_out.cycles if laid_out else None,
+        "image": _place(laid_out) if laid_out else None,
         "lanes": laid_out.geometry.lanes if laid_out else None,
         "layers": [asdict(row) for row in rows(program, laid_out)],
     }
@@ -168,7 +185,13 @@ def show(program: Program, laid_out: Schedule | None, console: Console) -> None:
     cycles = ""
     if laid_out:
         cycles = f", {laid_out.cycles:,} cycles predicted at {laid_out.geometry.lanes} lanes"
+        cycles += f", Image {_place(laid_out)}"
     console.print(total + cycles)
+
+
+def _place(laid_out: Schedule) -> str:
+    """Where the Image is while a picture is computed."""
+    return "streamed from flash" if laid_out.streamed else "resident"
 
 
 def _shape(shape: tuple[int, int, int]) -> str:

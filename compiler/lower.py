@@ -11,6 +11,9 @@ residual stream, whose unit and width are chosen for each stage before anything 
    what its batch norms' moments allow. Where that is wider than ``residual_bits`` the unit
    doubles, and finer addends are shifted right and rounded.
 4. An addend that no shift can align passes a signed division into the stage's unit.
+
+A maximum stands behind the staircase that follows it: of activations it is cheap, and staircases
+are monotone.
 """
 
 from __future__ import annotations
@@ -28,7 +31,18 @@ from compiler.calibrate import calibrate
 from compiler.checkpoint import pack_signs
 from compiler.errors import LoweringError
 from compiler.graph import Float, Graph, Node
-from compiler.program import Add, Conv, Kind, Op, Pool, Program, Quantise, SumPixels, Tensor
+from compiler.program import (
+    Add,
+    Conv,
+    Kind,
+    MaxPool,
+    Op,
+    Pool,
+    Program,
+    Quantise,
+    SumPixels,
+    Tensor,
+)
 
 RESIDUAL_BITS = 16
 """Widest residual stream, unless told otherwise: one word of the hardware's memories."""
@@ -60,7 +74,8 @@ def lower(
     LoweringError
         Naming the layer and what about it has no integer form.
     """
-    graph = mean_before_head(quantised(graph, activation_bits, images))
+    graph = maxima_behind_staircases(quantised(graph, activation_bits, images))
+    graph = mean_before_head(graph)
     emitter = _Emitter(graph, plan_streams(graph, images, residual_bits))
     for node in graph.nodes:
         emitter.emit(node)
@@ -112,6 +127,43 @@ def mean_before_head(graph: Graph) -> Graph:
     return Graph(graph.network, (*kept, *moved), graph.labels)
 
 
+def maxima_behind_staircases(graph: Graph) -> Graph:
+    """Move every maximum behind the batch norms, the ReLU and the quantiser that follow it.
+
+    All are monotone, so the answers are the same, if channels whose scale is negative take the
+    smallest value. The maximum gets the quantiser's name, which is that of its answers.
+    """
+    for pool in graph.all(ir.MaxPool):
+        if not isinstance(graph[pool.source], ir.Quantiser):
+            graph = _maximum_last(graph, pool)
+    return graph
+
+
+def _maximum_last(graph: Graph, pool: ir.MaxPool) -> Graph:
+    slope = np.ones(graph.shapes[pool.name][0])
+    changed: dict[str, list[Node]] = {pool.name: []}
+    node: Node = pool
+    while not isinstance(node, ir.Quantiser):
+        readers = graph.consumers(node.name)
+        following = readers[0] if len(readers) == 1 else None
+        if not isinstance(following, ir.BatchNorm | ir.Relu | ir.Quantiser):
+            found = ", ".join(reader.name for reader in readers)
+            raise LoweringError(
+                f"{pool.name}: a quantiser must stand before or behind the maximum, "
+                f"with a batch norm and a ReLU at most between them, not {found}"
+            )
+        if isinstance(following, ir.BatchNorm):
+            slope = slope * following.slope
+        source = pool.source if node is pool else node.name
+        changed[following.name] = [replace(following, source=source)]
+        node = following
+    whole = replace(changed[node.name][0], name=f"{node.name}.whole")
+    moved = replace(pool, name=node.name, source=whole.name, falling=slope < 0)
+    changed[node.name] = [whole, moved]
+    nodes = [n for old in graph.nodes for n in changed.get(old.name, [old])]
+    return Graph(graph.network, tuple(nodes), graph.labels)
+
+
 # -- affine functions between integer tensors ------------------------------------------------------
 
 
@@ -126,7 +178,7 @@ class Affine:
     root: str
     slope: Float
     intercept: Float
-    relu: bool = False
+    relu: ir.Relu | None = None
 
 
 def affine(graph: Graph, name: str) -> Affine:
@@ -144,7 +196,7 @@ def affine(graph: Graph, name: str) -> Affine:
             slope = inner.slope * node.slope
             return Affine(inner.root, slope, inner.intercept * node.slope + node.intercept)
         case ir.Relu():
-            return replace(affine(graph, node.source), relu=True)
+            return replace(affine(graph, node.source), relu=node)
         case ir.Conv():
             slope = np.broadcast_to(node.scale * source_step(graph, node), channels)
             return Affine(name, np.where(flipped(graph, node), -slope, slope), np.zeros(channels))
@@ -154,11 +206,11 @@ def affine(graph: Graph, name: str) -> Affine:
 
 def source_of(graph: Graph, conv: ir.Conv) -> tuple[ir.Quantiser, int]:
     """The quantiser whose integers a convolution reads, and of how many pixels it reads the sum."""
-    source = graph[conv.source]
+    source = graph.before_pools(conv.source)
     pixels = 1
     if isinstance(source, ir.GlobalMean):
         _, h, w = graph.shapes[source.source]
-        pixels, source = h * w, graph[source.source]
+        pixels, source = h * w, graph.before_pools(source.source)
     if not isinstance(source, ir.Quantiser):
         raise LoweringError(f"{conv.name}: the input of a convolution must be quantised")
     return source, pixels
@@ -216,9 +268,16 @@ class Stream:
 
 
 def stream_starts(graph: Graph) -> set[str]:
-    """The convolutions that a residual stream starts with."""
+    """The convolutions, and the activations, that a residual stream starts with."""
     streams = [n.source for n in graph.nodes if isinstance(n, ir.Add | ir.AvgPool)]
-    return {affine(graph, name).root for name in streams if not _is_stream(graph[name])}
+    found = {affine(graph, name).root for name in streams if not _is_stream(graph[name])}
+    # Activations that are quantised again are a stream of their own.
+    for node in graph.nodes:
+        if isinstance(node, ir.BatchNorm | ir.Relu):
+            source = graph[node.source]
+            if isinstance(graph.before_pools(source.name), ir.Quantiser):
+                found.add(source.name)
+    return found
 
 
 def _is_stream(node: Node) -> bool:
@@ -235,7 +294,7 @@ def plan_streams(
     for node in graph.nodes:
         if node.name in starts:
             member[node.name] = stream = Stream(None)
-            stream.addends[node.name] = affine(graph, node.name)
+            stream.addends[node.name] = _start(graph, node)
             order.append((stream, None))
         elif isinstance(node, ir.AvgPool):
             member[node.name] = stream = Stream(node)
@@ -255,16 +314,31 @@ def _stream_source(graph: Graph, node: ir.Add | ir.AvgPool, member: dict[str, St
     if node.source not in member:
         kind = type(graph[node.source]).__name__
         raise LoweringError(
-            f"{node.name}: a residual stream must start at a convolution, not at "
-            f"{node.source} ({kind})"
+            f"{node.name}: a residual stream must start at a convolution or at activations, "
+            f"not at {node.source} ({kind})"
         )
     return node.source
+
+
+def _start(graph: Graph, node: Node) -> Affine:
+    """What a stream begins with, in terms of its integers: accumulators, or activations."""
+    value = affine(graph, node.name)
+    source = graph.before_pools(node.name)
+    if isinstance(source, ir.Quantiser) and source.step is not None:
+        return replace(value, slope=value.slope * source.step)
+    return value
 
 
 def _addend(graph: Graph, node: ir.Add) -> Affine:
     addend = affine(graph, node.addend)
     if not isinstance(graph[addend.root], ir.Conv) or addend.relu:
         raise LoweringError(f"{node.name}: the addend must be a convolution, not {node.addend}")
+    if not addend.slope.any():
+        raise LoweringError(
+            f"{node.name}: the addend {node.addend} must not be constant: "
+            "the scales of all of its channels are 0",
+            "leave the block out, and give its constants to the batch norms behind it",
+        )
     return addend
 
 
@@ -293,10 +367,13 @@ def _reaches(
 
 def _bound(graph: Graph, addend: Affine) -> float:
     """Largest absolute value an addend can take."""
-    conv = graph[addend.root]
-    if not isinstance(conv, ir.Conv):
+    root = graph[addend.root]
+    if isinstance(root, ir.Conv):
+        low, high = _accumulator_range(graph, root)
+    elif isinstance(source := graph.before_pools(addend.root), ir.Quantiser):
+        low, high = -source.zero, (1 << source.bits) - 1 - source.zero
+    else:
         raise LoweringError(f"{addend.root}: an addend must be a convolution")
-    low, high = _accumulator_range(graph, conv)
     reach = np.abs(addend.slope) * max(-low, high) + np.abs(addend.intercept)
     return float(reach.max())
 
@@ -382,6 +459,8 @@ class _Emitter:
     tensors: dict[str, Tensor] = field(default_factory=dict)
     names: dict[str, str] = field(default_factory=dict)
     """Graph node to the Program's tensor."""
+    activations: dict[str, str] = field(default_factory=dict)
+    """The same of activations, where ``names`` has the stream that starts with them."""
 
     def emit(self, node: Node) -> None:
         """Emit the operations of one node; batch norms and ReLUs have none of their own."""
@@ -394,6 +473,8 @@ class _Emitter:
                 self._conv(node)
             case ir.Add():
                 self._add(node)
+            case ir.MaxPool():
+                self._maximum(node)
             case ir.GlobalMean():
                 self._sum(node)
 
@@ -426,6 +507,8 @@ class _Emitter:
         """A float node as an affine function of an integer tensor, slopes to its units."""
         value = affine(self.graph, name)
         tensor = self._written(self.graph[name], value.root)
+        if tensor.kind == "activation":
+            raise LoweringError(f"{name}: a batch norm must not follow a quantiser directly")
         if tensor.kind == "residual" and isinstance(self.graph[value.root], ir.Conv):
             # A stream's start: the slope of its accumulator is already in the stream's unit.
             value = replace(value, slope=value.slope / affine(self.graph, value.root).slope)
@@ -435,18 +518,49 @@ class _Emitter:
 
     def _quantise(self, node: ir.Quantiser) -> None:
         source, value = self._root(node.source)
-        if value.relu and node.zero:
-            raise LoweringError(f"{node.name}: the quantiser of a ReLU must start at 0")
         if node.step is None:
             raise LoweringError(f"{node.name}: a quantiser must have a step")
+        if value.relu and not math.isclose(node.zero * node.step, -value.relu.low, rel_tol=1e-5):
+            low = f"{value.relu.low:g}"
+            raise LoweringError(f"{node.name}: the quantiser of a ReLU must start at {low}")
         most = arith.INPUT_FRACTION_BITS if source.kind == "image" else arith.MAX_FRACTION_BITS
         domain = source.low, source.high
         steps = arith.staircase(
             value.slope, value.intercept, node.step, node.zero, node.bits, domain, most
-        ).restricted(*domain)
+        )
+        for reader in self.graph.consumers(node.name):
+            if isinstance(reader, ir.MaxPool) and reader.falling is not None:
+                steps = steps.complemented(tuple(reader.falling.tolist()))
         bounds = (0, (1 << node.bits) - 1)
         self._tensor(node.name, node.name, "activation", bounds, node.zero, node.step)
-        self.ops.append(Quantise(node.name, source.name, node.name, steps))
+        self.ops.append(Quantise(node.name, source.name, node.name, steps.restricted(*domain)))
+        self._activated(node.name)
+
+    def _maximum(self, node: ir.MaxPool) -> None:
+        source = self._written(node, node.source)
+        if source.kind != "activation":
+            raise LoweringError(f"{node.name}: the maximum must read a quantised tensor")
+        falls = np.zeros(source.channels, bool) if node.falling is None else node.falling
+        bounds = (source.low, source.high)
+        self._tensor(node.name, node.name, "activation", bounds, source.zero, source.step)
+        self.ops.append(
+            MaxPool(
+                node.name,
+                source.name,
+                node.name,
+                node.kernel,
+                node.stride,
+                node.pads,
+                tuple(falls.tolist()),
+            )
+        )
+        self._activated(node.name)
+
+    def _activated(self, node: str) -> None:
+        """Note activations, and start the residual stream that starts with them."""
+        self.activations[node] = node
+        if node in self.streams:
+            self._residual(node, f"{node}.r", None)
 
     def _conv(self, node: ir.Conv) -> None:
         if not node.binary:
@@ -458,7 +572,7 @@ class _Emitter:
         value = affine(self.graph, node.name)
         step = float(np.abs(value.slope).mean())
         acc = self._tensor(node.name, f"{node.name}.acc", "accumulator", bounds, step=step)
-        source = self._written(node, node.source).name
+        source = self.activations.get(node.source) or self._written(node, node.source).name
         weights = pack_signs(signs.astype(np.int8)).tobytes()
         scale = float(np.mean(node.scale))
         self.ops.append(
@@ -490,7 +604,7 @@ class _Emitter:
     def _residual(self, node: str, name: str, residual: str | None) -> None:
         stream = self.streams[node]
         addend = stream.addends[node]
-        acc = self.tensors[f"{addend.root}.acc"]
+        acc = self.tensors[self.activations.get(addend.root, f"{addend.root}.acc")]
         j, division = aligned(addend, stream.unit), None
         if j is None:
             j, division = 0, _division(addend, acc, stream)
@@ -515,6 +629,7 @@ class _Emitter:
 
     def _sum(self, node: ir.GlobalMean) -> None:
         source = self._written(node, node.source)
+        source = self.tensors[self.activations.get(node.source, source.name)]
         if source.kind != "activation":
             raise LoweringError(f"{node.name}: the global mean must read a quantised tensor")
         pixels = source.height * source.width
@@ -538,21 +653,35 @@ class _Emitter:
 
 
 def _division(addend: Affine, acc: Tensor, stream: Stream) -> Staircase:
-    """The signed staircase that takes an accumulator to the stream's unit."""
-    reach = np.abs(addend.slope) * max(-acc.low, acc.high) + np.abs(addend.intercept)
-    bits = min(_width(float(reach.max()) / stream.unit), stream.bits)
-    zero = 1 << (bits - 1)
-    steps = arith.staircase(addend.slope, addend.intercept, stream.unit, zero, bits)
-    return steps.restricted(acc.low, acc.high)
+    """The signed staircase that takes an accumulator to the stream's unit.
+
+    It clips nothing unless it is as wide as a score, which is what dividers are made for.
+    """
+    low, high = acc.low - acc.zero, acc.high - acc.zero
+    reach = np.abs(addend.slope) * max(-low, high) + np.abs(addend.intercept)
+    bits = min(_width(float(reach.max()) / stream.unit), max(stream.bits, SCORE_BITS))
+    while True:
+        zero = 1 << (bits - 1)
+        steps = arith.staircase(addend.slope, addend.intercept, stream.unit, zero, bits)
+        if bits >= SCORE_BITS or not steps.exceeds(low, high):
+            return steps.restricted(low, high)
+        bits += 1
 
 
 def score_step(value: Affine, acc: Tensor) -> float:
     """The step of the scores: as fine as is of use, and no score can saturate.
 
     Rounding a score costs half a step; rounding its divisor (``2**F * step/slope``) costs up to
-    ``reach * slope / (2 * 2**F * step)``. The sum of both is least where they are equal.
+    ``reach * slope / (2 * 2**F * step)``. The sum of both is least where they are equal. Where all
+    classes have one slope (a fully connected layer without a batch norm behind it), a step can be
+    found whose divisor is whole: then only the first is left.
     """
     slope, reach = np.abs(value.slope), max(-acc.low, acc.high)
     highest = float((slope * reach + np.abs(value.intercept)).max())
-    balanced = math.sqrt(highest * float(slope.max()) / (1 << arith.MAX_FRACTION_BITS))
-    return max(balanced, highest / ((1 << (SCORE_BITS - 1)) - 2), np.finfo(np.float64).tiny)
+    steepest = float(slope.max())
+    balanced = math.sqrt(highest * steepest / (1 << arith.MAX_FRACTION_BITS))
+    least = max(highest / ((1 << (SCORE_BITS - 1)) - 2), np.finfo(np.float64).tiny)
+    unit = steepest / (1 << arith.MAX_FRACTION_BITS)
+    if unit > 0 and (slope == steepest).all():
+        return math.ceil(least / unit) * unit
+    return max(balanced, least)

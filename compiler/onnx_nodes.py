@@ -7,6 +7,7 @@ fault; here each operator is judged by itself, so that all faults can be told at
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
@@ -39,7 +40,8 @@ RESERVED = ("scores",)
 """Names that the Program gives to tensors of its own."""
 
 AFFINE = (ir.Input, ir.Conv, ir.BatchNorm, ir.Add, ir.AvgPool)
-"""What a batch norm can be applied to: nothing that has been through a ReLU or a quantiser."""
+"""What a batch norm can be applied to: nothing that has been through a ReLU or a quantiser, but
+for the activations that a residual stream starts with."""
 
 STREAM = (ir.Conv, ir.Add, ir.AvgPool)
 """What a residual stream consists of."""
@@ -118,8 +120,9 @@ class Builder:
 
         Refused on values that have been through a ReLU or a quantiser, or that are not finite.
         """
-        source = self.nodes[x.plain().node]
-        if not isinstance(source, AFFINE):
+        source = self._before_pools(x.plain().node)
+        starts = isinstance(source, ir.Quantiser) and x.shared
+        if not isinstance(source, AFFINE) and not starts:
             raise Refused(f"batch norms, scales and offsets must not follow {_said(source)}")
         parts = (norm.mean, norm.variance, norm.gamma, norm.beta)
         if any(part.shape != x.shape[:1] for part in parts):
@@ -153,25 +156,37 @@ class Builder:
         zeros, ones = np.zeros(channels), np.ones(channels)
         return self.batch_norm(name, x, ir.BatchNorm("", "", zeros, ones, gamma, beta, 0.0))
 
-    def relu(self, name: str, x: View) -> View:
-        """A ReLU; one more behind another, or behind an unsigned quantiser, is none."""
-        source = self.nodes[x.plain().node]
-        if isinstance(source, ir.Relu) or (isinstance(source, ir.Quantiser) and not source.zero):
+    def relu(self, name: str, x: View, low: float = 0.0) -> View:
+        """A ReLU; one more behind another, or behind an unsigned quantiser, is none.
+
+        Parameters
+        ----------
+        low : float
+            What it leaves at least, at most 0: the shifted ReLU's is negative.
+        """
+        source = self._before_pools(x.plain().node)
+        if (isinstance(source, ir.Relu) and source.low >= low) or (
+            isinstance(source, ir.Quantiser) and not source.zero
+        ):
             return x
         if not isinstance(source, AFFINE):
             raise Refused(f"a ReLU must not follow {_said(source)}")
-        return self._append(name, x, lambda n: ir.Relu(n, x.node))
+        return self._append(name, x, lambda n: ir.Relu(n, x.node, low))
 
     def quantise(self, name: str, x: View, levels: Levels) -> View:
         """A quantiser with a step."""
-        source = self.nodes[x.plain().node]
+        source = self._before_pools(x.plain().node)
         quantiser = ir.Quantiser("", x.node, levels.bits, -levels.low, levels.step)
         if isinstance(source, ir.Quantiser):
             if replace(quantiser, name=source.name, source=source.source) != source:
                 raise Refused(f"it must not quantise what {source.name} already has")
             return x
-        if isinstance(source, ir.Relu) and quantiser.zero:
-            raise Refused(f"the quantiser of a ReLU must start at 0, not at {levels.low}")
+        lowest = levels.low * levels.step
+        if isinstance(source, ir.Relu) and not math.isclose(lowest, source.low, rel_tol=SPREAD):
+            steps = f" steps of {levels.step:g}" if source.low else ""
+            raise Refused(
+                f"the quantiser of a ReLU must start at {source.low:g}, not at {levels.low}{steps}"
+            )
         if not isinstance(source, (*AFFINE, ir.Relu)):
             raise Refused(f"a quantiser must not follow {_said(source)}")
         return self._append(name, x, lambda n: replace(quantiser, name=n))
@@ -232,6 +247,29 @@ class Builder:
             (channels, *size),
         )
 
+    def maximum(self, name: str, x: View, kernel: int, stride: int, pads: Pads) -> View:
+        """The largest of each window, of sums or of activations."""
+        source = self._before_pools(x.node)
+        if not isinstance(source, ir.Conv | ir.BatchNorm | ir.Relu | ir.Quantiser) or x.more:
+            raise Refused(f"a maximum must read sums or activations, not {_said(source)}")
+        if x.pads != NO_PADS:  # zeros are values to it, and none is smaller behind a ReLU
+            if not self._unsigned(source):
+                raise Refused("a maximum may have zeros around its map behind a ReLU only")
+            pads = _joined(pads, x.pads)
+        size = _output_size(x, pads, kernel, stride)
+        if max(pads.top, pads.left, pads.bottom, pads.right) >= kernel:
+            raise Refused(f"every window of {kernel}x{kernel} must hold a pixel, pads are {pads}")
+        bare = replace(x, pads=NO_PADS)
+        return self._append(
+            name, bare, lambda n: ir.MaxPool(n, x.node, kernel, stride, pads), (x.shape[0], *size)
+        )
+
+    def _unsigned(self, node: ir.Node) -> bool:
+        """Whether no value of a node is below 0."""
+        if isinstance(node, ir.Quantiser):
+            return not node.zero
+        return isinstance(node, ir.Relu) and node.low >= 0
+
     def zero_channels(self, name: str, x: View, count: int) -> View:
         """Zero channels behind those of x; where x is a pool's, they are part of it."""
         node = self.nodes[x.node]
@@ -247,7 +285,7 @@ class Builder:
 
     def mean(self, name: str, x: View) -> View:
         """The mean over all pixels, of activations or of scores."""
-        source = self.nodes[x.plain().node]
+        source = self._before_pools(x.plain().node)
         read = self._mark(x) if isinstance(source, ir.Relu) else x.node
         if not isinstance(source, ir.Relu | ir.Quantiser | ir.Conv | ir.BatchNorm):
             raise Refused(f"the global mean must read activations or scores, not {_said(source)}")
@@ -268,7 +306,7 @@ class Builder:
         fitting = [
             (stream.node, addend.node)
             for stream, addend in pairs
-            if isinstance(self.nodes[stream.node], STREAM)
+            if isinstance(self._before_pools(stream.node), STREAM + (ir.Quantiser,))
             and isinstance(self._root(addend.node), ir.Conv)
         ]
         if not fitting:
@@ -285,12 +323,12 @@ class Builder:
 
     def _quantised(self, x: View) -> str:
         """The node that a convolution reads; a quantiser is marked where it has to stand."""
-        source = self.nodes[x.node]
+        source = self._before_pools(x.node)
         if isinstance(source, ir.Quantiser):
             return x.node
         if isinstance(source, ir.GlobalMean):
             marked = any(mark.name == source.source for mark in self.marks.values())
-            if marked or isinstance(self.nodes[source.source], ir.Quantiser):
+            if marked or isinstance(self._before_pools(source.source), ir.Quantiser):
                 return x.node
             raise Refused("the mean that it reads must be that of activations, not of scores")
         if isinstance(source, ir.Relu | ir.Input) or self._of_image(source):
@@ -300,7 +338,7 @@ class Builder:
     def _mark(self, x: View) -> str:
         """A quantiser behind a node. Pixels as they come are their own integers."""
         if x.node not in self.marks:
-            source = self.nodes[x.node]
+            source = self._before_pools(x.node)
             signed = isinstance(source, ir.BatchNorm)
             self.marks[x.node] = ir.Quantiser(
                 self._name(x.alias or f"{x.node}.q"),
@@ -314,6 +352,12 @@ class Builder:
     def _of_image(self, node: ir.Node) -> bool:
         """Whether a node is the image's batch norm."""
         return isinstance(node, ir.BatchNorm) and isinstance(self._root(node.name), ir.Input)
+
+    def _before_pools(self, name: str) -> ir.Node:
+        """The node itself, or what stands before the maximum that it is."""
+        while isinstance(node := self.nodes[name], ir.MaxPool):
+            name = node.source
+        return node
 
     # -- bookkeeping ---------------------------------------------------------------------------
 

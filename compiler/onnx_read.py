@@ -30,7 +30,7 @@ from compiler.errors import LoweringError
 from compiler.onnx_file import Node, OnnxFile, Value, load
 from compiler.onnx_fold import Folder, Unfoldable
 from compiler.onnx_nodes import Builder, factor
-from compiler.onnx_quant import chain_levels, quant_levels, quantize_linear_levels
+from compiler.onnx_quant import LARGEST, chain_levels, quant_levels, quantize_linear_levels
 from compiler.onnx_view import NCHW, NHWC, NO_PADS, Refused, View
 
 Array = NDArray[Any]
@@ -348,7 +348,13 @@ def _slice(_: _Reader, node: Node, inputs: list[Known]) -> View:
     parts = constants.slices(node, arrays(inputs), len(x.axes))
     for axis, part in parts.items():
         size = x.sizes[axis]
-        if part.indices(size) != (0, size, 1):
+        begin, end, step = part.indices(size)
+        if step == 2 and x.axes[axis] in ("H", "W"):
+            raise Refused(
+                "it takes every second pixel: a downsampling block's skip must be the mean of "
+                "3x3 pixels, stride 2 (AveragePool)"
+            )
+        if (begin, end, step) != (0, size, 1):
             raise Refused(f"it must take whole axes, not {part} of {size}: there is no such skip")
     return x
 
@@ -481,9 +487,9 @@ def _clip(reader: _Reader, node: Node, inputs: list[Known]) -> View:
     low = constant(inputs, 1, "lower end")
     high = inputs[2] if len(inputs) > 2 else None
     endless = high is None or (isinstance(high, np.ndarray) and bool((high > 1e30).all()))
-    if low.any() or not endless:
+    if low.size != 1 or not -LARGEST < low.item() <= 0 or not endless:
         raise Refused("it must be a ReLU, or what a quantiser clips before it rounds")
-    return reader.build.relu(node.name, x)
+    return reader.build.relu(node.name, x, float(low.item()))
 
 
 # -- layers ----------------------------------------------------------------------------------------
@@ -579,6 +585,27 @@ def _ends(pads: Pads) -> tuple[tuple[int, int], tuple[int, int]]:
     return (pads.top, pads.left), (pads.bottom, pads.right)
 
 
+def _maximum(reader: _Reader, node: Node, inputs: list[Known]) -> View:
+    x = view(inputs[0]).ordered()
+    kernel = _equal([int(n) for n in node.attributes["kernel_shape"]], "kernel")
+    if node.attributes.get("storage_order", 0) or len(node.outputs) > 1:
+        raise Refused("where the largest values stand must not be asked for")
+    stride, pads = _window(node, x, kernel)
+    if node.attributes.get("ceil_mode", 0):
+        (top, left), (bottom, right) = _ends(pads)
+        bottom += overhang(x.size("H"), top, bottom, kernel, stride)
+        right += overhang(x.size("W"), left, right, kernel, stride)
+        pads = Pads(top, left, bottom, right)
+    return reader.build.maximum(node.name, x, kernel, stride, pads)
+
+
+def overhang(size: int, before: int, behind: int, kernel: int, stride: int) -> int:
+    """Pixels beyond the padding that a last window (ceil_mode) reaches; it begins before them."""
+    over = -(size + before + behind - kernel) % stride
+    begin = size + before + behind + over - kernel
+    return over if begin < size + before else 0
+
+
 def _global_mean(reader: _Reader, node: Node, inputs: list[Known]) -> View:
     return reader.build.mean(node.name, view(inputs[0]).ordered())
 
@@ -654,6 +681,7 @@ HANDLERS: dict[str, Handler] = {
     "Relu": _relu,
     "Conv": _conv,
     "AveragePool": _average,
+    "MaxPool": _maximum,
     "GlobalAveragePool": _global_mean,
     "ReduceMean": _reduce_mean,
     "BipolarQuant": _bipolar,

@@ -11,6 +11,7 @@ operation             reads                                writes
 `Conv`                activation or sum                    accumulator
 `Add`                 accumulator (and residual)           residual
 `Pool`                residual                             residual
+`MaxPool`             activation                           activation
 `SumPixels`           activation                           sum
 ====================  ===================================  =====================================
 """
@@ -116,7 +117,8 @@ class Add:
     """``r = saturate(residual + addend)``; without a residual, the start of a stream.
 
     The addend is the accumulator shifted by ``shift`` (see `arith.shift`), or, where no shift can
-    align the two, the signed answer of ``division`` (its q less 2**(bits-1)).
+    align the two, the signed answer of ``division`` (its q less 2**(bits-1)). A stream may start
+    with an activation, less its zero, in the place of an accumulator.
     """
 
     name: str
@@ -140,6 +142,27 @@ class Pool:
 
 
 @dataclass(frozen=True, slots=True)
+class MaxPool:
+    """`arith.max_pool`; in the channels that fall, ``2**bits - 1`` less it.
+
+    Attributes
+    ----------
+    falling : tuple of bool
+        One a channel: the source holds 2**bits - 1 less what it stands for, so that the largest
+        there is the smallest activation. So a batch norm of negative scale may follow the maximum
+        in a network, and its staircase stand before it here.
+    """
+
+    name: str
+    source: str
+    output: str
+    kernel: int
+    stride: int
+    pads: Pads
+    falling: tuple[bool, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class SumPixels:
     """``sum(q - zero)`` over the map, (C, H, W) -> (C, 1, 1): global average pooling, undivided."""
 
@@ -148,7 +171,7 @@ class SumPixels:
     output: str
 
 
-Op = Quantise | Conv | Add | Pool | SumPixels
+Op = Quantise | Conv | Add | Pool | MaxPool | SumPixels
 _OPS = {cls.__name__: cls for cls in get_args(Op)}
 
 
@@ -319,7 +342,9 @@ class Program:
                 rule((out.low, out.high) == exact, f"range must be the exact bound {exact}")
             case Add():
                 same_shape(source, out)
-                rule(source.kind == "accumulator" and out.kind == "residual", "kinds")
+                starts = source.kind == "activation" and op.residual is None
+                rule(source.kind == "accumulator" or starts, "source kind")
+                rule(out.kind == "residual", "output kind")
                 if op.residual is not None:
                     rule(self[op.residual].kind == "residual", "residual kind")
                     same_shape(self[op.residual], out)
@@ -342,6 +367,14 @@ class Program:
                     (out.low, out.high) == (-(out.high + 1), (1 << (out.bits - 1)) - 1),
                     "range must be that of a two's complement width",
                 )
+            case MaxPool():
+                rule(source.kind == out.kind == "activation", "kinds")
+                rule(out.channels == source.channels == len(op.falling), "channels must agree")
+                size = op.pads.output_size((source.height, source.width), op.kernel, op.stride)
+                rule((out.height, out.width) == size, f"output size must be {size}")
+                before = max(op.pads.top, op.pads.left, op.pads.bottom, op.pads.right)
+                rule(op.stride >= 1 and 0 <= before < op.kernel, "windows must meet the map")
+                rule((out.low, out.high) == (source.low, source.high), "range must be the source's")
             case SumPixels():
                 rule(source.kind == "activation" and out.kind == "sum", "kinds")
                 rule(out.shape == (source.channels, 1, 1), "output must be one pixel")
@@ -410,6 +443,8 @@ def _op_from_plain(d: dict[str, Any]) -> Op:
             for name in ("offsets", "divisors", "gains"):
                 fields[name] = tuple(fields[name])
             d[key] = Staircase(**fields)
+    if "falling" in d:
+        d["falling"] = tuple(d["falling"])
     if "pads" in d:
         d["pads"] = Pads(**d["pads"])
     if "weights" in d:

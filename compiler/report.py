@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from compiler.geometry import Geometry
-from compiler.program import Add, Conv, Pool, Program, SumPixels, reads
+from compiler.program import Add, Conv, MaxPool, Pool, Program, SumPixels, reads
 from compiler.schedule import Schedule
 
 Report = dict[str, Any]
@@ -50,7 +50,8 @@ def _layers(program: Program) -> list[int]:
     """For each operation the layer of the engine that does it: a convolution with what follows."""
     found: list[int] = []
     for i, op in enumerate(program.ops):
-        begins = isinstance(op, Conv | Pool | SumPixels)
+        begins = isinstance(op, Conv | Pool | MaxPool | SumPixels)
+        begins |= isinstance(op, Add) and program[op.source].kind == "activation"
         joined = i > 0 and isinstance(program.ops[i - 1], SumPixels)
         found.append((found[-1] if found else 0) + int(begins and not joined))
     return found
@@ -152,7 +153,8 @@ def show(report: Report, console: Console) -> None:
         f"{bits['residual_bits']:,} of residuals",
     )
     row("bitstream", report["bitstream"]["path"], f"{report['bitstream']['bytes']:,} bytes")
-    row("Image", report["image"]["path"], f"{report['image']['bytes']:,} bytes")
+    place = "streamed from flash" if report["image"]["streamed"] else "resident"
+    row("Image", report["image"]["path"], f"{report['image']['bytes']:,} bytes", place)
     row("seconds", *(f"{name} {took:g}" for name, took in report["seconds"].items()))
     console.print(table)
 

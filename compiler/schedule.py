@@ -1,9 +1,14 @@
 """From a Program to what one engine does: fused layers, memory plan, parameters, cycles.
 
 A layer of the engine is a convolution together with what finishes it (`Conv`, then `Add`, then
-`Quantise`), or a `Pool`. The head's `SumPixels` is computed by its convolution, one weight shared
-by all taps of a window as large as the map. The first convolution takes its window's three columns
-from one memory word, where the input writer puts them.
+`Quantise`), a `Pool` or a `MaxPool`. The head's `SumPixels` is computed by its convolution, one
+weight shared by all taps of a window as large as the map. The first convolution takes its window's
+three columns from one memory word, where the input writer puts them.
+
+Two things are done by convolutions that are none. A residual stream that starts with activations
+reads each of them twice, with weights that cancel out for all channels but one, whose double they
+leave. And a staircase that stands alone behind a residual stream (a pool, or an addend that was
+divided) finishes a convolution over nothing but padding.
 """
 
 from __future__ import annotations
@@ -16,10 +21,26 @@ from numpy.typing import NDArray
 
 from compiler import arith
 from compiler.arith import Staircase
-from compiler.cycles import layer_cycles
+from compiler.cycles import Flash, layer_cycles
 from compiler.errors import CapacityError
-from compiler.geometry import GAINS, MAGIC, NO_CHANNEL, POOL_SHIFT, Geometry
-from compiler.program import Add, Conv, Pool, Program, Quantise, SumPixels, Tensor
+from compiler.geometry import (
+    GAINS,
+    MAGIC,
+    MAX_IMAGE_CHANNELS,
+    NO_CHANNEL,
+    POOL_SHIFT,
+    Geometry,
+)
+from compiler.program import (
+    Add,
+    Conv,
+    MaxPool,
+    Pool,
+    Program,
+    Quantise,
+    SumPixels,
+    Tensor,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,9 +75,11 @@ class Layer:
     record : dict
         `Geometry.record_fields` by name.
     params : tuple
-        output_lanes `Param` a group; empty for pooling.
+        output_lanes `Param` a group; empty for average pooling.
     weights : bytes
-        Signs packed from (groups, steps, output_lanes, input_lanes); empty for pooling.
+        Signs packed from (groups, steps, output_lanes, input_lanes); empty for average pooling.
+        A maximum has one step; the first signs of its last pass, an input pair each, say which
+        channels fall.
     activation, residual : str or None
         Tensors that stand in memory when the layer is done.
     addsub, cycles : int
@@ -86,7 +109,10 @@ class Layer:
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """A Program laid out for a Geometry."""
+    """A Program laid out for a Geometry.
+
+    ``streamed`` says that `Layer.cycles` are those of an Image that comes from flash meanwhile.
+    """
 
     program: Program
     geometry: Geometry
@@ -94,6 +120,12 @@ class Schedule:
     input_params: tuple[Param, ...]
     layers: tuple[Layer, ...]
     regions: tuple[Region, ...]
+    streamed: bool = False
+
+    @property
+    def room(self) -> int:
+        """Words of activation memory behind all maps."""
+        return self.geometry.memory_depth - max(r.first + r.words for r in self.regions)
 
     @property
     def cycles(self) -> int:
@@ -136,16 +168,47 @@ def schedule(program: Program, geometry: Geometry) -> Schedule:
     )
 
 
+def streamed(laid_out: Schedule, room: int, flash_cycles: int = 1) -> Schedule:
+    """The same with the cycles it takes where words of the Image come from flash.
+
+    The ring is full when a picture begins: pictures come more slowly than it fills.
+
+    Parameters
+    ----------
+    room : int
+        Words of the ring.
+    flash_cycles : int
+        Of the flash's clock (`hw.flash.FlashReader`); it sends two bits in each of its clocks.
+    """
+    g, program = laid_out.geometry, laid_out.program
+    record = g.words(g.record_fields)
+    words = -record  # the first record has been read when the first layer starts
+    for layer in laid_out.layers:
+        steps = len(layer.params) * layer.record["weight_words"]
+        words += record + sum(map(len, layer.params)) * g.param_words
+        words += steps * g.weight_bits // g.stream_bits
+    flash = Flash(room, room, words - room, 4 * flash_cycles, g.stream_bits // 8)
+    layers = tuple(
+        replace(layer, cycles=layer_cycles(layer.record, g, program.scores.channels, flash))
+        for layer in laid_out.layers
+    )
+    return replace(laid_out, layers=layers, streamed=True)
+
+
 # -- fusing
 # ------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
 class Fused:
-    """The operations of one engine layer and the tensors in memory it touches."""
+    """The operations of one engine layer and the tensors in memory it touches.
+
+    Its ``op`` is an `Add` where a stream starts with activations, and a `Quantise` of a residual
+    stream where that stands alone.
+    """
 
     name: str
-    op: Conv | Pool
+    op: Conv | Pool | MaxPool | Add | Quantise
     source: str
     first: bool = False
     summed: bool = False
@@ -158,23 +221,33 @@ class Fused:
 
     def writes(self) -> list[str]:
         """Tensors in memory that the layer writes."""
-        if isinstance(self.op, Pool):
+        if isinstance(self.op, Pool | MaxPool):
             return [self.op.output]
         return [op.output for op in (self.add, self.quantise) if op is not None]
+
+
+QUANTISE = ".quantise"
+"""End of the name of a layer that quantises a residual stream and does nothing else; the rest is
+the name of the layer before."""
 
 
 def _fuse(program: Program) -> list[Fused]:
     fused: list[Fused] = []
     ops = list(program.ops[1:])
     summed: SumPixels | None = None
+    image = program.ops[0].output
     while ops:
         op = ops.pop(0)
+        if op.source == image and not isinstance(op, Conv):
+            raise CapacityError(f"{op.name}: the engine convolves the image before anything else")
         if isinstance(op, SumPixels):
             summed = op
-        elif isinstance(op, Pool):
+        elif isinstance(op, Pool | MaxPool):
             fused.append(Fused(op.name, op, op.source))
-        elif isinstance(op, Conv):
-            add: Add | None = None
+        elif isinstance(op, Quantise) and program[op.source].kind == "residual":
+            fused.append(Fused(fused[-1].name + QUANTISE, op, op.source, quantise=op))
+        elif isinstance(op, Conv | Add):
+            add = op if isinstance(op, Add) else None
             quantise: Quantise | None = None
             last = op.output
             following = ops[0] if ops else None
@@ -182,11 +255,12 @@ def _fuse(program: Program) -> list[Fused]:
                 add, last = following, following.output
                 del ops[0]
             following = ops[0] if ops else None
-            if isinstance(following, Quantise) and following.source == last:
+            divided = add is not None and add.division is not None
+            if isinstance(following, Quantise) and following.source == last and not divided:
                 quantise = following
                 del ops[0]
             source = summed.source if summed else op.source
-            first = op.source == program.ops[0].output
+            first = op.source == image
             fused.append(Fused(op.name, op, source, first, summed is not None, add, quantise))
             summed = None
         else:
@@ -210,9 +284,14 @@ def _groups(channels: int, geometry: Geometry) -> int:
     return -(-channels // unit) * unit // geometry.output_lanes
 
 
-def _input_plane(tensor: Tensor) -> int:
-    """Words of one slice of the input: every pixel, and two of guard at either end."""
-    return tensor.height * tensor.width + 4
+def _guard(geometry: Geometry) -> int:
+    """Words before a slice of the input, and behind it: what the first and last pixel reach."""
+    return (geometry.input_columns + 1) // 2
+
+
+def _input_plane(tensor: Tensor, geometry: Geometry) -> int:
+    """Words of one slice of the input: every pixel, and the guard at either end."""
+    return tensor.height * tensor.width + 2 * _guard(geometry)
 
 
 def _words(tensor: Tensor, first: bool, geometry: Geometry) -> int:
@@ -220,7 +299,8 @@ def _words(tensor: Tensor, first: bool, geometry: Geometry) -> int:
         planes = _groups(tensor.channels, geometry) * geometry.residual_words
         return planes * tensor.height * _tiles(tensor.width, geometry)
     if first:
-        return _input_plane(tensor) * arith.num_slices(tensor.bits, geometry.activation_bits)
+        slices = arith.num_slices(tensor.bits, geometry.activation_bits)
+        return _input_plane(tensor, geometry) * slices
     return -(-tensor.channels // geometry.word_channels) * tensor.height * tensor.width
 
 
@@ -282,13 +362,16 @@ class _Builder:
 
     def header(self, op: Quantise) -> dict[str, int]:
         image, q = self.program.image, self.program[op.output]
-        most = min(self.geometry.tap_lanes, self.geometry.output_lanes)
+        most = min(self.geometry.tap_lanes, self.geometry.output_lanes, MAX_IMAGE_CHANNELS)
         if image.channels > most:
             raise CapacityError(
                 f"input: the image has {image.channels} channels, but the engine takes {most}",
-                f"an engine with word_channels of at least {3 * image.channels}",
+                "an engine with plain_input True"
+                if image.channels <= min(self.geometry.output_lanes, MAX_IMAGE_CHANNELS)
+                else "",
             )
-        plane, mask = _input_plane(q), (1 << self.geometry.address_bits) - 1
+        plane, mask = _input_plane(q, self.geometry), (1 << self.geometry.address_bits) - 1
+        back = self.geometry.input_columns - 1
         slices = arith.num_slices(q.bits, self.geometry.activation_bits)
         return {
             "magic": MAGIC,
@@ -299,8 +382,8 @@ class _Builder:
             "zero": q.zero,
             "height": image.height - 1,
             "width": image.width - 1,
-            "step_slice": (plane - 2) & mask,
-            "step_back": (-(slices - 1) * plane - 2) & mask,
+            "step_slice": (plane - back) & mask,
+            "step_back": (-(slices - 1) * plane - back) & mask,
         }
 
     def input_params(self, op: Quantise) -> tuple[Param, ...]:
@@ -359,10 +442,17 @@ class _Builder:
         return arith.num_slices(self.program[f.source].bits, self.geometry.activation_bits)
 
     def _layer(self, f: Fused, i: int, slices: int) -> Layer:
-        if isinstance(f.op, Pool):
-            record = self._pool(f, f.op)
-        else:
-            record = self._conv(f, f.op, i, slices)
+        match f.op:
+            case Pool():
+                record = self._pool(f, f.op)
+            case MaxPool():
+                record = self._maximum(f, f.op)
+            case Conv():
+                record = self._conv(f, f.op, i, slices)
+            case Add():
+                record = self._start(f, f.op)
+            case Quantise():
+                record = self._quantise(f, f.op)
         for name, width in self.geometry.record_fields:
             if not 0 <= record[name] < 1 << width:
                 raise CapacityError(f"{f.name}: {name} must fit {width} bits, not {record[name]:,}")
@@ -377,17 +467,18 @@ class _Builder:
                 0,
                 layer_cycles(record, self.geometry, 0),
             )
-        signs = self._signs(f, f.op, record)
-        params = self._params(f, f.op, record, signs)
+        signs = self._signs(f, record)
+        params = self._params(f, record, signs)
         done = i == slices - 1
+        written = f.quantise.output if record["requantise"] and f.quantise else None
         return Layer(
             f.name if slices == 1 else f"{f.name}.slice{i}",
             record,
             params,
             np.packbits(signs > 0).tobytes(),
-            f.quantise.output if record["requantise"] and f.quantise else None,
+            f.op.output if isinstance(f.op, MaxPool) else written,
             f.add.output if f.add and done else None,
-            self.program.addsub(f.op) if done else 0,
+            self.program.addsub(f.op) if done and isinstance(f.op, Conv) else 0,
             layer_cycles(record, self.geometry, self.program[f.op.output].channels),
         )
 
@@ -450,6 +541,7 @@ class _Builder:
         tiles: tuple[int, int],
         pixels: int,
         next_plane: bool = False,
+        twice: bool = False,
     ) -> dict[str, int]:
         """How windows walk over a map: reads (`hw.fetch`) and the buffer's order (`hw.window`).
 
@@ -464,6 +556,8 @@ class _Builder:
             Neighbouring windows of a tile.
         next_plane : bool
             Each group walks over the next plane instead of the same words again.
+        twice : bool
+            The rows of a window, which then has no padding, are one and the same.
         """
         (height, width), (rows, across), (lines, tiles_a_row) = size, kernel, tiles
         plane = height * width
@@ -471,8 +565,9 @@ class _Builder:
         column_words = rows * words
         window = across * column_words
         # Each step is from the last word of what ends to the first of what follows.
-        row_step = width - (words - 1) * plane
-        column_step = row_step - rows * width + 1
+        row = 0 if twice else width
+        row_step = row - (words - 1) * plane
+        column_step = row_step - rows * row + 1
         line_step = column_step - columns + stride * width
         group_step = line_step - lines * stride * width + (plane if next_plane else 0)
         memory, ring = (1 << self.geometry.address_bits), 2 * self.geometry.window_depth
@@ -483,7 +578,8 @@ class _Builder:
             "words_less": words - 1,
             "columns_less": columns - 1,
             "column_last": width + pads.left - 1,
-            "row_last": height + pads.top - 1,
+            # Counted once for each row of a window; read twice, the last would lie outside.
+            "row_last": height + pads.top - 1 + int(twice),
             "window_less": window - 1,
             "turn_less": window - 1,
             "step_window": (1 - window + pixels * stride * column_words) % ring,
@@ -509,38 +605,114 @@ class _Builder:
             "short_right": int(2 * (w - 1) - op.pads.left + arith.POOL_KERNEL > source.width),
         }
 
+    def _maximum(self, f: Fused, op: MaxPool) -> dict[str, int]:
+        g = self.geometry
+        source, out = self.program[op.source], self.program[op.output]
+        if not g.max_pool:
+            raise CapacityError(
+                f"{f.name}: the network takes a maximum of {op.kernel}x{op.kernel} pixels, but the "
+                "engine has no unit for it",
+                "an engine with max_pool True",
+            )
+        self._check_window(f, op)
+        return (
+            self._blank()
+            | {"pool": 1, "maximum": 1, "stride2": int(op.stride == 2), "weight_words": 1}
+            | {"height_out_less": out.height - 1, "tiles_less": out.width - 1}
+            | {"groups_less": -(-source.channels // g.word_channels) - 1}
+            | self._walk(
+                first=self.regions[op.source].first,
+                size=(source.height, source.width),
+                words=1,
+                kernel=(op.kernel, op.kernel),
+                pads=op.pads,
+                stride=op.stride,
+                tiles=(out.height, out.width),
+                pixels=1,
+                next_plane=True,
+            )
+            | {"turn_less": 0, "out_first": self.regions[op.output].first}
+        )
+
+    def _start(self, f: Fused, op: Add) -> dict[str, int]:
+        """A stream that starts with activations: each is read twice, see `_signs`."""
+        g = self.geometry
+        source, out = self.program[op.source], self.program[op.output]
+        walk = self._walk(
+            first=self.regions[op.source].first,
+            size=(source.height, source.width),
+            words=-(-source.channels // g.word_channels),
+            kernel=(2, 1),
+            pads=arith.Pads(0, 0, 0, 0),
+            stride=1,
+            tiles=(out.height, _tiles(out.width, g)),
+            pixels=g.pixel_lanes,
+            twice=True,
+        )
+        record = self._blank() | walk | {"pad": source.zero} | self._groups_of(f, out, walk)
+        return record | self._finish(f, out, 0, 1)
+
+    def _quantise(self, f: Fused, op: Quantise) -> dict[str, int]:
+        """The staircase of a stream that stands in memory, behind a window of nothing but padding.
+
+        The stream is written back as it was read.
+        """
+        g, out = self.geometry, self.program[op.output]
+        walk = self._walk(
+            first=0,
+            size=(out.height, out.width),
+            words=1,
+            kernel=(1, 1),
+            pads=arith.Pads(0, 1, 0, 0),
+            stride=1,
+            tiles=(out.height, _tiles(out.width, g)),
+            pixels=g.pixel_lanes,
+        )
+        walk["column_last"] = 0
+        return self._blank() | walk | self._groups_of(f, out, walk) | self._finish(f, out, 0, 1)
+
+    def _groups_of(self, f: Fused, out: Tensor, walk: Mapping[str, int]) -> dict[str, int]:
+        """How many tiles and groups of them a layer has, and their weights."""
+        g = self.geometry
+        words = (walk["turn_less"] + 1) * g.halves
+        if words > g.weight_depth:
+            raise CapacityError(
+                f"{f.name}: a group of weights needs {words} words, but the engine's buffer has "
+                f"{g.weight_depth}",
+                f"an engine with weight_depth {1 << (words - 1).bit_length()}",
+            )
+        return {
+            "height_out_less": out.height - 1,
+            "tiles_less": _tiles(out.width, g) - 1,
+            "tail_less": (out.width - 1) % g.pixel_lanes,
+            "groups_less": _groups(out.channels, g) - 1,
+            "weight_words": words,
+        }
+
+    def _check_window(self, f: Fused, op: Conv | MaxPool) -> None:
+        most = (1 << self.geometry.pad_bits) - 1
+        if op.stride > 2:
+            raise CapacityError(f"{f.name}: stride must be 1 or 2, not {op.stride}")
+        if op.pads.left > most or op.pads.top > most:
+            bits = max(op.pads.left, op.pads.top).bit_length()
+            raise CapacityError(
+                f"{f.name}: pads before the map must be 0 to {most}, not {op.pads}",
+                f"an engine with pad_bits {bits}",
+            )
+
     def _conv(self, f: Fused, op: Conv, i: int, slices: int) -> dict[str, int]:
         g = self.geometry
         source, out = self.program[f.source], self.program[op.output]
-        if f.add is not None and f.add.division is not None:
-            raise CapacityError(
-                f"{f.name}: its addend needs a division a channel, which the engine does not have",
-                "train with one scale a layer",
-            )
         bits = out.bits if slices == 1 else self._slice_bits(source, op)
         if bits > g.accumulator_bits:
             raise CapacityError(
                 f"{f.name}: accumulators need {bits} bits, but the engine has {g.accumulator_bits}",
                 f"an engine with accumulator_bits {bits}",
             )
-        channels = 3 * g.tap_lanes if f.first else source.channels
-        words = -(-channels // g.word_channels)
+        words = 1 if f.first else -(-source.channels // g.word_channels)
         record = self._blank() | self._window(f, op, source, out, words, i)
         digits = arith.slices(np.array(source.zero), source.bits, g.activation_bits)
-        record |= {
-            "pad": int(digits[i]),
-            "height_out_less": out.height - 1,
-            "tiles_less": _tiles(out.width, g) - 1,
-            "tail_less": (out.width - 1) % g.pixel_lanes,
-            "groups_less": _groups(out.channels, g) - 1,
-            "weight_words": (record["turn_less"] + 1) * g.halves,
-        }
-        if record["weight_words"] > g.weight_depth:
-            raise CapacityError(
-                f"{f.name}: a group of weights needs {record['weight_words']} words, but the "
-                f"engine's buffer has {g.weight_depth}",
-                f"an engine with weight_depth {1 << (record['weight_words'] - 1).bit_length()}",
-            )
+        record |= {"pad": int(digits[i])} | self._groups_of(f, out, record)
         return record | self._finish(f, out, i, slices)
 
     def _slice_bits(self, source: Tensor, op: Conv) -> int:
@@ -555,21 +727,22 @@ class _Builder:
     ) -> dict[str, int]:
         """How the window walks over the map."""
         g = self.geometry
-        if op.stride > 2:
-            raise CapacityError(f"{f.name}: stride must be 1 or 2, not {op.stride}")
-        if op.pads.left > 1 or op.pads.top > 1:
-            raise CapacityError(f"{f.name}: pads before the map must be 0 or 1, not {op.pads}")
+        self._check_window(f, op)
         first = self.regions[f.source].first
         pads = op.pads
         height, width = (source.height, source.width) if f.summed else (op.kernel,) * 2
         if f.first:
+            first += _guard(g) + i * _input_plane(source, g)
+        if f.first and not g.plain_input:
             if (op.kernel, op.stride, op.pads) != (3, 1, arith.Pads(1, 1, 1, 1)):
                 raise CapacityError(
-                    f"{f.name}: the first convolution must be 3x3, stride 1, pads 1"
+                    f"{f.name}: the first convolution must be 3x3, stride 1, pads 1, not "
+                    f"{op.kernel}x{op.kernel}, stride {op.stride}, {op.pads}",
+                    "an engine with plain_input True",
                 )
-            first += 2 + i * _input_plane(source)
             width, pads = 1, arith.Pads(1, 0, 1, 0)
-        pixels = 1 if f.summed else g.pixel_lanes
+        whole = f.summed or (out.height, out.width) == (1, 1)
+        pixels = 1 if whole else g.pixel_lanes
         walk = self._walk(
             first=first,
             size=(source.height, source.width),
@@ -581,7 +754,7 @@ class _Builder:
             pixels=pixels,
         )
         span = walk["window_less"] + 1 + (pixels - 1) * walk["step_pixel"]
-        if span > g.window_depth and not f.summed:
+        if span > g.window_depth and not whole:
             raise CapacityError(
                 f"{f.name}: a window needs {span} words, but the engine's buffer has "
                 f"{g.window_depth}",
@@ -589,7 +762,7 @@ class _Builder:
             )
         if f.summed:
             walk["turn_less"] = words - 1
-        return walk | {"shared": int(f.summed), "stride2": int(op.stride == 2)}
+        return walk | {"shared": int(whole), "stride2": int(op.stride == 2)}
 
     def _finish(self, f: Fused, out: Tensor, i: int, slices: int) -> dict[str, int]:
         """What happens to the accumulators of slice i."""
@@ -602,10 +775,17 @@ class _Builder:
             finish["requantise"] = int(q.kind == "activation")
             if q.kind == "activation":
                 finish["out_first"] = self.regions[q.name].first
-        if f.add is None and slices == 1:
+        if f.add is None and slices == 1 and not isinstance(f.op, Quantise):
             return finish
-        if f.add is not None:
-            stream = f.add.output
+        divided = f.add is not None and f.add.division is not None
+        if divided and not g.addend_division:
+            raise CapacityError(
+                f"{f.name}: what it adds to the residual stream is no power of two times the "
+                "stream's unit, and the engine cannot divide it",
+                "an engine with addend_division True, or a network of one scale a layer",
+            )
+        if f.add is not None or isinstance(f.op, Quantise):
+            stream = f.add.output if f.add else f.source
             width = self.program[stream].bits
             if width != g.residual_bits:
                 raise CapacityError(
@@ -615,7 +795,8 @@ class _Builder:
         else:
             stream = f"{f.name}.slices"
         later = g.activation_bits * (slices - 1 - i)  # how far this slice stands above the last
-        j = (f.add.shift if f.add else 0) + later
+        doubled = isinstance(f.op, Add) and not divided
+        j = (f.add.shift if f.add else 0) + later - int(doubled)
         down = g.max_left_shift - j
         lowest = g.max_left_shift - (1 << g.shift_bits) + 1
         if not 0 <= down < 1 << g.shift_bits:
@@ -624,18 +805,28 @@ class _Builder:
             )
         if slices > 1:
             self._check_slices(f, f.add.shift if f.add else 0)
-        reads = self._pooled_channels(f.add) if f.add and f.add.residual else 0
+        residual = f.add.residual if f.add else stream
+        reads = 0
         if i > 0:
             reads = out.channels
+        elif residual is not None and (f.add or isinstance(f.op, Quantise)):
+            reads = self._stored_channels(residual)
         plane = out.height * _tiles(out.width, g)
         return finish | {
             "residual": 1,
             "down": down,
+            "divide": int(divided and done),
+            "divide_sum": int(divided and done and slices > 1),
+            "quotient_zero": self._quotient_zero(f) if done else 0,
             "residual_groups": _groups(reads, g) if reads else 0,
             "res_first": self.regions[stream].first,
             "res_plane": plane,
             "res_back": (1 - (g.residual_words - 1) * plane) & ((1 << g.address_bits) - 1),
         }
+
+    def _quotient_zero(self, f: Fused) -> int:
+        division = self._division(f, f.add) if f.add is not None else None
+        return 0 if division is None else 1 << (division.bits - 1)
 
     def _check_slices(self, f: Fused, shift: int) -> None:
         """Slices are summed in the residual stream: exact only if nothing rounds or saturates."""
@@ -651,18 +842,32 @@ class _Builder:
                 f"{self.geometry.residual_bits} bits unrounded; the shift is {shift}"
             )
 
-    def _pooled_channels(self, add: Add) -> int:
-        """Channels of the skip that were written: pooling leaves the appended zeros out."""
+    def _stored_channels(self, stream: str) -> int:
+        """Channels of a stream that were written: pooling leaves the appended zeros out."""
         for op in self.program.ops:
-            if isinstance(op, Pool) and op.output == add.residual:
+            if isinstance(op, Pool) and op.output == stream:
                 return self.program[op.source].channels
-        return self.program[add.output].channels
+        return self.program[stream].channels
 
-    def _signs(self, f: Fused, op: Conv, record: Mapping[str, int]) -> NDArray[np.int8]:
+    def _signs(self, f: Fused, record: Mapping[str, int]) -> NDArray[np.int8]:
         """Weights in the order of the engine's steps: column, row, memory word, lanes."""
         g = self.geometry
-        signs = self.program.signs(op)
-        if f.first:  # columns become lanes
+        match f.op:
+            case Conv():
+                signs = self.program.signs(f.op)
+            case Add():  # x + y + ... and then x - y - ...: twice the one channel
+                channels = self.program[f.source].channels
+                signs = np.ones((channels, channels, 2, 1), np.int8)
+                signs[:, :, 1, 0] = 2 * np.eye(channels, dtype=np.int8) - 1
+            case MaxPool():
+                flags = np.ones((record["groups_less"] + 1) * g.word_channels, np.int8)
+                flags[: len(f.op.falling)] = np.where(f.op.falling, -1, 1)
+                steps = np.ones((record["groups_less"] + 1, g.pump, g.pass_weight_bits), np.int8)
+                steps[:, -1, : 2 * g.word_channels : 2] = flags.reshape(-1, g.word_channels)
+                return steps.reshape(-1, 1, g.output_lanes, g.input_lanes)
+            case _:
+                signs = np.ones((1, 1, 1, 1), np.int8)
+        if f.first and not g.plain_input:  # columns become lanes
             c_out, c_in, rows, columns = signs.shape
             taps = np.ones((c_out, g.word_channels, rows, 1), np.int8)
             for x in range(columns):
@@ -671,6 +876,8 @@ class _Builder:
         groups, words = record["groups_less"] + 1, record["words_less"] + 1
         c_out, c_in, rows, columns = signs.shape
         full = np.ones((groups * g.output_lanes, words * g.word_channels, rows, columns), np.int8)
+        if isinstance(f.op, Add):
+            full[:, :, 1] = -1
         full[:c_out, :c_in] = signs
         split = full.reshape(
             groups, g.output_lanes, words, g.halves, g.input_lanes, rows, columns
@@ -678,13 +885,15 @@ class _Builder:
         return split.reshape(groups, -1, g.output_lanes, g.input_lanes)
 
     def _params(
-        self, f: Fused, op: Conv, record: Mapping[str, int], signs: NDArray[np.int8]
+        self, f: Fused, record: Mapping[str, int], signs: NDArray[np.int8]
     ) -> tuple[tuple[Param, ...], ...]:
         g = self.geometry
-        channels = self.program[op.output].channels
+        channels = 0 if isinstance(f.op, MaxPool) else self.program[f.op.output].channels
         bias = self._biases(f, record, signs)
         zero, stairs = 0, None
-        if f.quantise is not None and (record["requantise"] or record["last"]):
+        if record["divide"] and f.add is not None:
+            stairs = self._division(f, f.add)
+        elif f.quantise is not None and (record["requantise"] or record["last"]):
             stairs = f.quantise.staircase
             if record["requantise"]:
                 zero = self.program[f.quantise.output].zero
@@ -695,6 +904,32 @@ class _Builder:
                 for c in range(group * g.output_lanes, (group + 1) * g.output_lanes)
             )
             for group in range(record["groups_less"] + 1)
+        )
+
+    def _division(self, f: Fused, add: Add) -> Staircase | None:
+        """Of an addend, or of twice the activations that start a stream.
+
+        The divider clips nothing below its own width; nor may what it divides reach further.
+        """
+        stairs = add.division
+        if stairs is not None and stairs.bits > arith.SCORE_BITS:
+            raise CapacityError(
+                f"{f.name}: the division of its addend must be of the divider's "
+                f"{arith.SCORE_BITS} bits, not {stairs.bits}"
+            )
+        source = self.program[add.source]
+        ends = source.low - source.zero, source.high - source.zero
+        if stairs is not None and stairs.bits < arith.SCORE_BITS and stairs.exceeds(*ends):
+            raise CapacityError(
+                f"{f.name}: the division of its addend must not clip below the divider's "
+                f"{arith.SCORE_BITS} bits, but it has {stairs.bits}"
+            )
+        if stairs is None or isinstance(f.op, Conv):
+            return stairs
+        return replace(
+            stairs,
+            offsets=tuple(t << abs(g) for t, g in zip(stairs.offsets, stairs.gains, strict=True)),
+            divisors=tuple(d << abs(g) for d, g in zip(stairs.divisors, stairs.gains, strict=True)),
         )
 
     def _biases(self, f: Fused, record: Mapping[str, int], signs: NDArray[np.int8]) -> list[int]:

@@ -25,7 +25,7 @@ def candidates(network: Network, activation_bits: int) -> Iterator[Program]:
 
     Their weights are blank: a Program's size does not depend on them.
     """
-    depths = sorted({network.depth, 8}, reverse=True)
+    depths = sorted({network.depth, 2 * network.stages + 2}, reverse=True)
     widths = [width for width in WIDTHS if width < network.width]
     shapes = [(depth, width) for width in [network.width, *widths] for depth in depths]
     for depth, width in shapes:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from amaranth.hdl import Module, Mux, Signal
+from amaranth.hdl import Const, Module, Mux, Signal
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out, connect, flipped
 
@@ -12,7 +12,8 @@ from hw.divider import SerialDivider
 from hw.fetch import WindowFetch
 from hw.lanes import Lanes
 from hw.layout import memory_read, memory_write
-from hw.loader import Loader
+from hw.loader import Loader, loads_nothing
+from hw.maximum import Maximum
 from hw.memory import ActivationMemory, MemoryArbiter
 from hw.pool import Pool
 from hw.requantise import Requantiser, TileCounter
@@ -74,7 +75,7 @@ class Engine(wiring.Component):
         m.submodules.loader = loader = Loader(g)
         m.submodules.fetch = fetch = WindowFetch(g)
         m.submodules.window = window = WindowBuffer(g)
-        m.submodules.lanes = lanes = Lanes(g)
+        m.submodules.lanes = lanes = Lanes(g, self._primitive)
         m.submodules.pool = pool = Pool(g)
         m.submodules.requantiser = requantiser = Requantiser(g)
         m.submodules.tiles = tiles = TileCounter(g)
@@ -84,17 +85,19 @@ class Engine(wiring.Component):
         )
         m.submodules.scorer = scorer = Scorer()
         m.submodules.memory = memory = ActivationMemory(g, self._primitive)
+        maximum_write = {"maximum_write": "write"} if g.max_pool else {}
         m.submodules.arbiter = arbiter = MemoryArbiter(
             g,
             {
+                **maximum_write,
                 "residual_read": "read",
                 "residual_write": "write",
                 "activation_write": "write",
                 "input_write": "write",
                 "image_write": "write",
-                "image_read": "read",
-                # Last: it reads ahead, so it can wait, and it alone knows late whether it asks.
                 "fetch": "read",
+                # Last: the Image is read far ahead, and whether it is wanted is known late.
+                "image_read": "read",
             },
         )
         record = loader.record
@@ -102,7 +105,6 @@ class Engine(wiring.Component):
             m.d.comb += block.record.eq(record)
         m.d.comb += [
             tiles.restart.eq(self.layer_start),
-            tiles.step.eq(requantiser.tile_step | pool.tile_step),
             requantiser.tile.eq(tiles.o),
             pool.tile.eq(tiles.o),
         ]
@@ -122,6 +124,15 @@ class Engine(wiring.Component):
             arbiter.read_data.eq(memory.read_data),
         ]
         self._compute(m, fetch, window, pool, lanes, loader, requantiser)
+        tile_step, self._group_done = requantiser.tile_step | pool.tile_step, requantiser.group_done
+        if g.max_pool:
+            maximum = self._maximum(m, record, loader, window, tiles, arbiter)
+            tile_step, self._group_done = (
+                tile_step | maximum.tile_step,
+                requantiser.group_done | maximum.group_done,
+            )
+            m.d.comb += requantiser.input_done.eq(maximum.group_done)  # its parameters are unused
+        m.d.comb += tiles.step.eq(tile_step)
         self._divide(m, record, loader, requantiser, divider, writer, scorer)
         self._control(m, record, loader, fetch, window, requantiser, writer)
         connect(m, flipped(self.i_image), loader.i)
@@ -130,8 +141,11 @@ class Engine(wiring.Component):
 
     def _compute(self, m, fetch, window, pool, lanes, loader, requantiser) -> None:
         """Window words to the lanes or the pool, and on to the requantiser."""
-        connect(m, window.o_pool, pool.i)
+        maximum = window.record.maximum if self._geometry.max_pool else Const(0, 1)
         m.d.comb += [
+            pool.i.valid.eq(window.o_pool.valid & ~maximum),
+            pool.i.payload.eq(window.o_pool.payload),
+            window.o_pool.ready.eq(pool.i.ready | maximum),
             fetch.room.eq(window.room),
             window.mark.eq(fetch.start),
             window.coming.eq(fetch.coming),
@@ -143,20 +157,40 @@ class Engine(wiring.Component):
             loader.weight_address.eq(window.weight_address),
             lanes.weights.eq(loader.weights),
             requantiser.start.eq(window.valid & window.last),
-            requantiser.sums.eq(lanes.sums),
-            requantiser.captured.eq(lanes.captured),
+            lanes.sum_address.eq(requantiser.sum_address),
+            requantiser.sum.eq(lanes.sum),
             requantiser.pooled.eq(pool.value),
             requantiser.pooled_place.eq(pool.place),
-            loader.param_address.eq(requantiser.param_address),
-            requantiser.param_data.eq(loader.param_data),
+            loader.bias_address.eq(requantiser.bias_address),
+            requantiser.bias.eq(loader.bias),
+            loader.stairs_address.eq(requantiser.stairs_address),
+            requantiser.stairs.eq(loader.stairs),
         ]
+
+    def _maximum(self, m, record, loader, window, tiles, arbiter) -> Maximum:
+        """Words of a maximum's windows go there instead of to the pool."""
+        g = self._geometry
+        m.submodules.maximum = maximum = Maximum(g)
+        connect(m, maximum.memory, arbiter.maximum_write)
+        m.d.comb += [
+            maximum.record.eq(record),
+            maximum.layer_start.eq(self.layer_start),
+            maximum.tile.eq(tiles.o),
+            maximum.i.valid.eq(window.o_pool.valid & record.maximum),
+            maximum.i.payload.eq(window.o_pool.payload),
+            maximum.last.eq(window.pool_last),
+            # Of the last pass those that say whether a pair is negated, a lane each.
+            maximum.falling.eq(loader.weights[1 : 2 * g.word_channels : 2]),
+        ]
+        return maximum
 
     def _divide(self, m, record, loader, requantiser, divider, writer, scorer) -> None:
         """The serial divider serves the pixels that come in and the scores that go out."""
         kept = Signal()
         with m.If(requantiser.quotient_start):
             m.d.sync += kept.eq(requantiser.keep)
-        scores = divider.done & ~requantiser.input_mode
+        divides = record.divide if self._geometry.addend_division else Const(0, 1)
+        scores = divider.done & ~requantiser.input_mode & ~divides
         m.d.comb += [
             divider.start.eq(requantiser.quotient_start),
             divider.dividend.eq(requantiser.dividend),
@@ -167,7 +201,10 @@ class Engine(wiring.Component):
             scorer.quotient.eq(divider.quotient),
             scorer.classes.eq(loader.header.classes),
             scorer.valid.eq(scores & kept),
-            requantiser.quotient_done.eq(writer.q_valid | (scores & ~kept) | scorer.taken),
+            requantiser.quotient.eq(divider.quotient),
+            requantiser.quotient_done.eq(
+                writer.q_valid | (scores & ~kept) | scorer.taken | (divider.done & divides)
+            ),
         ]
 
     def _control(self, m, record, loader, fetch, window, requantiser, writer) -> None:
@@ -184,18 +221,20 @@ class Engine(wiring.Component):
             requantiser.byte.eq(self.i_pixels.payload),
             requantiser.byte_valid.eq(self.i_pixels.valid & taking & writer.ready),
             self.i_pixels.ready.eq(requantiser.byte_ready),
-            self.num_pixels.eq(Mux(loader.known, loader.header.pixels, 0)),
             self.num_classes.eq(loader.header.classes),
             self.error.eq(loader.error),
-            loader.group_done.eq(requantiser.group_done & ~record.pool),
+            loader.group_done.eq(self._group_done & ~loads_nothing(record)),
             fetch.start.eq(launch),
         ]
+        m.d.sync += self.num_pixels.eq(Mux(loader.known, loader.header.pixels, 0))
         for block in (fetch, requantiser):
             m.d.comb += block.layer_start.eq(self.layer_start)
-        m.d.sync += ready_groups.eq(ready_groups + loader.group_loaded - (launch & ~record.pool))
+        m.d.sync += ready_groups.eq(
+            ready_groups + loader.group_loaded - (launch & ~loads_nothing(record))
+        )
         with m.If(launch):
             m.d.sync += started.eq(started + 1)
-        with m.If(requantiser.group_done):
+        with m.If(self._group_done):
             m.d.sync += finished.eq(finished + 1)
 
         with m.FSM():
@@ -228,7 +267,7 @@ class Engine(wiring.Component):
                     ~fetch.busy
                     & ~window.marked
                     & (started <= record.groups_less)
-                    & (record.pool | (ready_groups != 0))
+                    & (loads_nothing(record) | (ready_groups != 0))
                 )
                 with m.If(finished > record.groups_less):
                     m.d.comb += self.layer_done.eq(1)

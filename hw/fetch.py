@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from amaranth.hdl import Cat, Module, Mux, Signal
+from amaranth.hdl import Cat, Module, Mux, Signal, Value
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
 from compiler.geometry import Geometry
 from hw.layout import memory_read, struct
+
+
+def _before(place: Signal, pad: Value) -> Value:
+    """Whether a row or column is padding in front; of one alone that is no comparison."""
+    return pad & (place == 0) if len(pad) == 1 else place < pad
 
 
 class WindowFetch(wiring.Component):
@@ -61,12 +66,13 @@ class WindowFetch(wiring.Component):
         last_column, last_line = column == r.columns_less, line == r.height_out_less
         m.d.comb += [
             outside.eq(
-                (r.pad_top & (y == 0))
+                _before(y, r.pad_top)
                 | (y > r.row_last)
-                | (r.pad_left & (column == 0))
+                | _before(column, r.pad_left)
                 | (column > r.column_last)
             ),
-            self.memory.valid.eq(self.busy & self.room & ~outside),
+            # Padding is not read, but whether it is padding is known later than the port's address.
+            self.memory.valid.eq(self.busy & self.room),
             self.coming.eq(self.busy & self.room & (outside | self.memory.ready)),
         ]
         pad = Cat(r.pad for _ in range(g.word_channels)) & (~r.pool).replicate(g.word_bits)

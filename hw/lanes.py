@@ -7,6 +7,8 @@ from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
 from compiler.geometry import Geometry
+from hw.pump import lane_domain, second_half
+from hw.sums import SumMemory
 
 
 class Lanes(wiring.Component):
@@ -16,86 +18,121 @@ class Lanes(wiring.Component):
     one of them, negated or not, by one LUT4 a bit. Negation is by one's complement: the parameters'
     bias makes up for it (`compiler.schedule`).
 
-    Timing: `Geometry.lane_cycles` from a step to its sums. With a tile's last step `captured` is
-    high and `sums` are the tile's; the accumulators start from 0 with the step behind it. One step
-    a cycle. Weights come one cycle after their step (a RAM block's latency).
+    With `Geometry.pump` 2 everything behind the pair sums runs twice as fast (`hw.pump`): the same
+    pair sums serve half of the output lanes in a cycle's first half and the others in its second,
+    by the same adders; the accumulators of the two stand in a ring.
+
+    Timing: a tile's sums stand in a memory (`hw.sums.SumMemory`) from `Geometry.lane_cycles` after
+    its last step on, where they may be addressed, until `tile_cycles` later. The accumulators start
+    from 0 with the step behind it. One step a cycle. Weights come one cycle after their step (a RAM
+    block's latency), pass by pass.
+
+    Parameters
+    ----------
+    geometry : Geometry
+    primitive : str
+        See `hw.sums.SumMemory`.
 
     Members
     -------
     valid, x, last : In, a step as `hw.window.WindowBuffer` issues it
-    weights : In, for output lane o and pair i: bit 2*(o*pairs + i) ``same``, the next ``negate``
-    sums : Out, signed, [output lane * pixel_lanes + pixel lane]
-    captured : Out(1)
+    weights : In
+        Of a pass, for its output lane o and pair i: bit 2*(o*pairs + i) ``same``, the next
+        ``negate``.
+    sum_address : In, [output lane * pixel_lanes + pixel lane]
+    sum : Out, signed, one cycle later
     """
 
-    def __init__(self, geometry: Geometry) -> None:
+    def __init__(self, geometry: Geometry, primitive: str = "inferred") -> None:
         self._geometry = g = geometry
+        self._primitive = primitive
         lane = data.ArrayLayout(g.activation_bits, g.input_lanes)
         super().__init__(
             {
                 "valid": In(1),
                 "x": In(data.ArrayLayout(lane, g.pixel_lanes)),
                 "last": In(1),
-                "weights": In(g.weight_bits),
-                "sums": Out(
-                    data.ArrayLayout(signed(g.accumulator_bits), g.output_lanes * g.pixel_lanes)
-                ),
-                "captured": Out(1),
+                "weights": In(g.pass_weight_bits),
+                "sum_address": In(range(max(g.output_lanes * g.pixel_lanes, 2))),
+                "sum": Out(signed(g.accumulator_bits)),
             }
         )
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
         g = self._geometry
-        b, pairs = g.activation_bits, g.input_lanes // 2
-        cycles = g.lane_cycles
-        valid = [Signal(name=f"valid{i}") for i in range(cycles)]
-        last = [Signal(name=f"last{i}") for i in range(cycles)]
-        m.d.sync += [
-            Cat(*valid).eq(Cat(self.valid, *valid)),
-            Cat(*last).eq(Cat(self.valid & self.last, *last)),
-        ]
-        m.d.comb += self.captured.eq(last[-1])
+        m.submodules.memory = memory = SumMemory(g, self._primitive)
+        m.d.comb += [memory.address.eq(self.sum_address), self.sum.eq(memory.value)]
+        fast = m.d[lane_domain(g)]
+        # With the pair sums, the terms, and behind each level of the tree.
+        valid = [Signal(name=f"valid{i}", reset_less=i > 0) for i in range(g.tree_levels + 2)]
+        last = [Signal(name=f"last{i}", reset_less=True) for i in range(g.tree_levels + 2)]
+        m.d.sync += [valid[0].eq(self.valid), last[0].eq(self.valid & self.last)]
+        fast += [Cat(*valid[1:]).eq(Cat(*valid)), Cat(*last[1:]).eq(Cat(*last))]
+        m.d.comb += [memory.write.eq(last[-1]), memory.pass_.eq(0)]
+        finished = Signal(init=1)  # the sum that the ring passes on has been taken
+        if g.pump > 1:
+            written = Signal(reset_less=True)
+            fast += written.eq(last[-1])
+            # The first pass enters with a cycle's first half; the levels say in which it comes out.
+            second = second_half(m)
+            m.d.comb += [
+                memory.write.eq(written),
+                memory.pass_.eq(second if g.tree_levels % 2 == 0 else ~second),
+            ]
+            with m.If(valid[-1]):
+                fast += finished.eq(last[-1])
         for p in range(g.pixel_lanes):
-            sums, differences = [], []
-            for i in range(pairs):
-                total = Signal(b + 1, name=f"sum{p}_{i}", reset_less=True)
-                difference = Signal(signed(b + 1), name=f"difference{p}_{i}", reset_less=True)
-                m.d.sync += [
-                    total.eq(self.x[p][2 * i] + self.x[p][2 * i + 1]),
-                    difference.eq(self.x[p][2 * i] - self.x[p][2 * i + 1]),
-                ]
-                sums.append(total)
-                differences.append(difference)
-            for o in range(g.output_lanes):
+            sums, differences = self._pairs(m, p)
+            for o in range(g.pass_lanes):
                 terms = []
-                for i in range(pairs):
-                    same, negate = self.weights.bit_select(2 * (o * pairs + i), 2)
-                    term = Signal(signed(b + 2), name=f"term{o}_{p}_{i}", reset_less=True)
-                    chosen = Signal(signed(b + 2), name=f"chosen{o}_{p}_{i}")
+                for i in range(g.input_lanes // 2):
+                    at = 2 * (o * (g.input_lanes // 2) + i)
+                    same, negate = self.weights.bit_select(at, 2)
+                    width = signed(g.activation_bits + 2)
+                    term = Signal(width, name=f"term{o}_{p}_{i}", reset_less=True)
+                    chosen = Signal(width, name=f"chosen{o}_{p}_{i}")
                     m.d.comb += chosen.eq(Mux(same, sums[i], differences[i]))
-                    m.d.sync += term.eq(chosen ^ Mux(negate, Const(-1, signed(b + 2)), 0))
+                    fast += term.eq(chosen ^ Mux(negate, Const(-1, width), 0))
                     terms.append(term)
-                total = _tree(m, terms, f"{o}_{p}")
+                total = self._tree(m, terms, f"{o}_{p}")
                 accumulator = Signal(signed(g.accumulator_bits), name=f"accumulator{o}_{p}")
-                after = Signal(signed(g.accumulator_bits), name=f"after{o}_{p}")
-                m.d.comb += after.eq(accumulator + total)
-                with m.If(valid[-1]):
-                    m.d.sync += accumulator.eq(Mux(last[-1], 0, after))
-                m.d.comb += self.sums[o * g.pixel_lanes + p].eq(after)
+                after = Signal.like(accumulator, name=f"after{o}_{p}", reset_less=True)
+                if g.pump == 1:
+                    m.d.comb += after.eq(accumulator + total)
+                    with m.If(valid[-1]):
+                        fast += accumulator.eq(Mux(last[-1], 0, after))
+                else:
+                    with m.If(valid[-1]):
+                        fast += [
+                            after.eq(accumulator + total),
+                            accumulator.eq(Mux(finished, 0, after)),
+                        ]
+                m.d.comb += memory.sums[o * g.pixel_lanes + p].eq(after)
         return m
 
-
-def _tree(m: Module, terms: list[Signal], name: str) -> Signal:
-    """Balanced sum, a register behind every adder: it shares the adder's logic cells."""
-    level = 0
-    while len(terms) > 1 or level == 0:
-        sums = []
-        for i in range(0, len(terms), 2):
-            pair = terms[i : i + 2]
-            total = Signal(signed(len(terms[0]) + len(pair) - 1), reset_less=True)
-            total.name = f"total{name}_{level}_{i // 2}"
-            m.d.sync += total.eq(sum(pair[1:], pair[0]))
+    def _pairs(self, m: Module, p: int) -> tuple[list[Signal], list[Signal]]:
+        """Sum and difference of each pair of a pixel's activations."""
+        b = self._geometry.activation_bits
+        sums, differences = [], []
+        for i in range(self._geometry.input_lanes // 2):
+            total = Signal(b + 1, name=f"sum{p}_{i}", reset_less=True)
+            difference = Signal(signed(b + 1), name=f"difference{p}_{i}", reset_less=True)
+            first, second = self.x[p][2 * i], self.x[p][2 * i + 1]
+            m.d.sync += [total.eq(first + second), difference.eq(first - second)]
             sums.append(total)
-        terms, level = sums, level + 1
-    return terms[0]
+            differences.append(difference)
+        return sums, differences
+
+    def _tree(self, m: Module, terms: list[Signal], name: str) -> Signal:
+        """Balanced sum, a register behind every adder: it shares the adder's logic cells."""
+        for level in range(self._geometry.tree_levels):
+            sums = []
+            for i in range(0, len(terms), 2):
+                pair = terms[i : i + 2]
+                total = Signal(signed(len(terms[0]) + len(pair) - 1), reset_less=True)
+                total.name = f"total{name}_{level}_{i // 2}"
+                m.d[lane_domain(self._geometry)] += total.eq(sum(pair[1:], pair[0]))
+                sums.append(total)
+            terms = sums
+        return terms[0]

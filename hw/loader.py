@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-from amaranth.hdl import Cat, Const, Module, Mux, Signal
-from amaranth.lib import memory, stream, wiring
+from amaranth.hdl import Cat, Const, Module, Mux, Signal, Value, signed
+from amaranth.lib import data, memory, stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from compiler.geometry import MAGIC, Geometry
 from hw.layout import struct
+from hw.pump import lane_domain, second_half
+
+
+def loads_nothing(record: data.View) -> Value:
+    """Whether a layer has neither parameters nor weights: it is an average pool."""
+    pool: Value = record.pool
+    return pool & ~record.maximum if len(record.maximum) else pool
 
 
 class Loader(wiring.Component):
@@ -29,8 +36,9 @@ class Loader(wiring.Component):
     group_done : In(1), strobe, frees the oldest group
     image_done : In(1), strobe, the picture is done: the Image may begin again
     error : Out(1), the stream is no Image for this geometry; until reset
-    param_address : In, param_data : Out, one cycle later
-    weight_address : In, weights : Out, one cycle later
+    bias_address : In, bias : Out, a channel's, one cycle later
+    stairs_address : In, stairs : Out, all parameters of a channel but its bias, one cycle later
+    weight_address : In, weights : Out, one cycle later; those of each pass in turn
     """
 
     def __init__(self, geometry: Geometry) -> None:
@@ -49,10 +57,12 @@ class Loader(wiring.Component):
                 "group_done": In(1),
                 "image_done": In(1),
                 "error": Out(1),
-                "param_address": In(range(2 * g.output_lanes)),
-                "param_data": Out(g.param_words * g.stream_bits),
+                "bias_address": In(range(2 * g.output_lanes)),
+                "bias": Out(signed(g.bias_bits)),
+                "stairs_address": In(range(2 * g.output_lanes)),
+                "stairs": Out(g.param_bits - g.bias_bits),
                 "weight_address": In(range(g.weight_depth)),
-                "weights": Out(g.weight_bits),
+                "weights": Out(g.pass_weight_bits),
             }
         )
 
@@ -85,10 +95,11 @@ class Loader(wiring.Component):
             with m.State("header"):
                 m.d.comb += [self.i.ready.eq(1), self.known.eq(0)]
                 with m.If(taken):
-                    m.d.sync += [header.eq(Cat(header[g.stream_bits :], word)), count.eq(count + 1)]
+                    m.d.sync += count.eq(count + 1)
                     for i, value in enumerate(expected):
                         with m.If((count == i) & (word != value)):
                             m.next = "error"
+                    self._keep(m, header, count, word, len(expected))
                     with m.If(count == header_words - 1):
                         m.d.sync += count.eq(0)
                         m.next = "counted"
@@ -113,14 +124,15 @@ class Loader(wiring.Component):
             with m.State("record"):
                 m.d.comb += self.i.ready.eq(1)
                 with m.If(taken):
-                    m.d.sync += [record.eq(Cat(record[g.stream_bits :], word)), count.eq(count + 1)]
+                    m.d.sync += count.eq(count + 1)
+                    self._keep(m, record, count, word)
                     with m.If(count == record_words - 1):
                         m.d.sync += count.eq(0)
                         m.next = "recorded"
             with m.State("recorded"):
                 m.d.comb += self.record_ready.eq(1)
                 m.d.sync += [group.eq(0), left.eq(g.output_lanes * g.param_words)]
-                with m.If(self.record.pool):
+                with m.If(loads_nothing(self.record)):
                     m.next = "idle"
                 with m.Else():
                     m.next = "params"
@@ -153,6 +165,12 @@ class Loader(wiring.Component):
                 m.d.comb += [self.error.eq(1), self.known.eq(0)]
         return m
 
+    def _keep(self, m: Module, kept: Signal, count: Signal, word: Value, before: int = 0) -> None:
+        """Put a word in its place: bits that nobody reads then cost nothing."""
+        for i in range(len(kept) // len(word)):
+            with m.If(count == before + i):
+                m.d.sync += kept.word_select(i, len(word)).eq(word)
+
     def _params(self, m: Module) -> tuple[Signal, Signal, Signal]:
         """Two banks, filled in turn; returns (put a word, a bank is free, it is the input's)."""
         g = self._geometry
@@ -161,7 +179,8 @@ class Loader(wiring.Component):
         m.submodules.params = mem = memory.Memory(
             shape=parts * g.stream_bits, depth=2 * size, init=[]
         )
-        write, read = mem.write_port(granularity=g.stream_bits), mem.read_port()
+        write = mem.write_port(granularity=g.stream_bits)
+        biases, stairs = mem.read_port(), mem.read_port()
         bank, index = Signal(), Signal(range(max(size, 2)))
         part = Signal(range(max(parts, 2)))
         complete = put & (part == parts - 1)
@@ -172,8 +191,10 @@ class Loader(wiring.Component):
             write.en.eq(put << part),
             write.addr.eq(Cat(index, bank) if size > 1 else bank),
             write.data.eq(self.i.payload.replicate(parts)),
-            read.addr.eq(self.param_address),
-            self.param_data.eq(read.data),
+            biases.addr.eq(self.bias_address),
+            self.bias.eq(biases.data[: g.bias_bits].as_signed()),
+            stairs.addr.eq(self.stairs_address),
+            self.stairs.eq(stairs.data[g.bias_bits : g.param_bits]),
             room.eq(held != 2),
         ]
         with m.If(put):
@@ -188,27 +209,39 @@ class Loader(wiring.Component):
     def _weights(self, m: Module) -> tuple[Signal, Signal]:
         """The ring; returns (put, there is room)."""
         g = self._geometry
-        put, room = Signal(name="put_weight"), Signal(name="room_weight")
+        put, room = Signal(name="put_weight"), Signal(name="room_weight", init=1)
+        # A word is what the lanes take in a pass; a step has one for each of them.
         m.submodules.weights = mem = memory.Memory(
-            shape=g.weight_bits, depth=g.weight_depth, init=[]
+            shape=g.pass_weight_bits, depth=g.weight_depth * g.pump, init=[]
         )
-        parts = g.weight_bits // g.stream_bits
-        write, read = mem.write_port(granularity=g.stream_bits), mem.read_port()
+        slices = g.pass_weight_bits // g.stream_bits
+        parts = slices * g.pump
+        write = mem.write_port(granularity=g.stream_bits)
+        read = mem.read_port(domain=lane_domain(g))
         part, address = Signal(range(max(parts, 2))), Signal(range(g.weight_depth))
         free = Signal(range(g.weight_depth + 1), init=g.weight_depth)
         complete = put & (part == parts - 1)
+        slice_bits = (slices - 1).bit_length()
+        of_pass = part[slice_bits : slice_bits + (g.pump - 1).bit_length()]
         m.d.comb += [
-            write.en.eq(put << part),
-            write.addr.eq(address),
-            write.data.eq(self.i.payload.replicate(parts)),
-            read.addr.eq(self.weight_address),
+            write.en.eq(put << part[:slice_bits]),
+            write.addr.eq(Cat(of_pass, address)),
+            write.data.eq(self.i.payload.replicate(slices)),
             self.weights.eq(read.data),
-            room.eq(free != 0),
         ]
+        if g.pump == 1:
+            m.d.comb += read.addr.eq(self.weight_address)
+        else:  # the first pass is addressed in the cycle's second half, for the next one's first
+            step, second = Signal.like(self.weight_address, reset_less=True), second_half(m)
+            with m.If(~second):
+                m.d.fast += step.eq(self.weight_address)
+            m.d.comb += read.addr.eq(Cat(~second, step))
         with m.If(put):
             m.d.sync += part.eq(part + 1)
         with m.If(complete):
             m.d.sync += [part.eq(0), address.eq(address + 1)]
         released = Mux(self.group_done, self.record.weight_words, 0)
-        m.d.sync += free.eq(free - complete + released)
+        after = Signal.like(free)
+        m.d.comb += after.eq(free - complete + released)
+        m.d.sync += [free.eq(after), room.eq(after != 0)]
         return put, room

@@ -10,8 +10,8 @@ from compiler import arith
 from compiler.geometry import NO_CHANNEL, POOL_SHIFT, RESIDUAL_CYCLES, STEPS_PER_CYCLE, Geometry
 from hw.layout import memory_read, memory_write, struct
 
-PARAM_CYCLES = 2
-"""From a value's place to the parameters of its channel: an address register and a RAM block."""
+STAIRS_CYCLES = 2
+"""From the address of a channel's bias to that of its staircase: the bias and the residual."""
 
 PLACES = ("word_first", "word_end", "word_last", "tile_end", "row_end", "tile_last")
 
@@ -19,16 +19,17 @@ PLACES = ("word_first", "word_end", "word_last", "tile_end", "row_end", "tile_la
 def value_layout(geometry: Geometry) -> data.StructLayout:
     """Where a value stands that travels through the requantiser.
 
-    shift : the accumulators move on by one
     pixel : pixel lane
     fits : the pixel lies in the map (the last tile of a row may reach beyond it)
     word_first, word_end : first / last value of a memory word of residuals
     word_last : it is in the tile's last memory word of residuals
     tile_end : last channel of the tile
+    divide : not valid yet: its addend goes to the divider first
     row_end, tile_last : last tile of a row / of the group
     """
     return data.StructLayout(
-        {"valid": 1, "shift": 1, "pixel": range(max(geometry.pixel_lanes, 2)), "fits": 1}
+        {"valid": 1, "pixel": range(max(geometry.pixel_lanes, 2)), "fits": 1}
+        | {"divide": int(geometry.addend_division)}
         | dict.fromkeys(PLACES, 1)
     )
 
@@ -131,7 +132,8 @@ class Requantiser(wiring.Component):
     stream start only where none of them (`Geometry.accesses`) meets one of the tile before.
 
     While the image is taken in (`input_mode`), and in the last layer, one value at a time goes to a
-    serial divider instead, and the next waits for `quotient_done`.
+    serial divider instead, and the next waits for `quotient_done`. Where addends are divided each
+    goes there first, and comes back as the quotient, less its zero, to be added and written.
 
     Members
     -------
@@ -140,26 +142,26 @@ class Requantiser(wiring.Component):
     layer_start : In(1), strobe
     start : In(1), a tile's last step is issued (see `hw.window.WindowBuffer`)
     gate : Out(1), a tile's last step may be issued
-    sums, captured : In, from the lanes
+    sum_address : Out, of a sum of the tile (`hw.lanes.Lanes`); sum : In, one cycle later
     tile : In(`TILE`), of the tile being taken; tile_step : Out(1), it is done
     byte_valid, byte : In, one pixel of one channel; byte_ready : Out, it has been taken
     pooled : In, a pooling window's sum times 36/count; pooled_place : In(`value_layout`)
-    param_address : Out, param_data : In, one cycle later
-    input_done : In(1), strobe: the parameters of the input are not needed any more
+    bias_address, stairs_address : Out; bias, stairs : In, one cycle later (`hw.loader.Loader`)
+    input_done : In(1), strobe: the parameters of the input, or of a layer that does not come here,
+        are not needed any more
     residual_read, residual_write, activation_write : memory ports
     dividend, divisor, keep, quotient_start : Out, to the serial divider
-    quotient_done : In(1)
+    quotient_done : In(1); quotient : In, holds until the next start
     group_done : Out(1), strobe: the group's last value is through
     """
 
     def __init__(self, geometry: Geometry) -> None:
         self._geometry = g = geometry
-        self._lead = g.lane_cycles - PARAM_CYCLES
+        self._lead = g.lane_cycles - 2  # a sum is addressed two cycles after its tile has begun
         self.value_bits = max(g.accumulator_bits, g.bias_bits, pooled_bits(g)) + 1
         self.x_bits = max(g.accumulator_bits, g.residual_bits)
         self.quotient_bits = g.activation_offset_bits + 1
         self.dividend_bits = max(self.x_bits + g.fraction_bits, g.offset_bits) + 1
-        sums = data.ArrayLayout(signed(g.accumulator_bits), g.output_lanes * g.pixel_lanes)
         super().__init__(
             {
                 "record": In(struct(g.record_fields)),
@@ -168,17 +170,19 @@ class Requantiser(wiring.Component):
                 "layer_start": In(1),
                 "start": In(1),
                 "gate": Out(1),
-                "sums": In(sums),
+                "sum_address": Out(range(max(g.output_lanes * g.pixel_lanes, 2))),
+                "sum": In(signed(g.accumulator_bits)),
                 "tile": In(TILE),
                 "tile_step": Out(1),
-                "captured": In(1),
                 "byte_valid": In(1),
                 "byte": In(8),
                 "byte_ready": Out(1),
                 "pooled": In(signed(pooled_bits(g))),
                 "pooled_place": In(value_layout(g)),
-                "param_address": Out(range(2 * g.output_lanes)),
-                "param_data": In(g.param_words * g.stream_bits),
+                "bias_address": Out(range(2 * g.output_lanes)),
+                "bias": In(signed(g.bias_bits)),
+                "stairs_address": Out(range(2 * g.output_lanes)),
+                "stairs": In(g.param_bits - g.bias_bits),
                 "input_done": In(1),
                 "residual_read": Out(memory_read(g)),
                 "residual_write": Out(memory_write(g)),
@@ -188,6 +192,7 @@ class Requantiser(wiring.Component):
                 "keep": Out(1),
                 "quotient_start": Out(1),
                 "quotient_done": In(1),
+                "quotient": In(arith.SCORE_BITS),
                 "group_done": Out(1),
             }
         )
@@ -195,12 +200,15 @@ class Requantiser(wiring.Component):
     def elaborate(self, platform: object) -> Module:
         m = Module()
         g = self._geometry
+        self._divides = self.record.divide if g.addend_division else Const(0, 1)
         begin = self._pace(m)
-        early = self._sequence(m, begin)
-        place = self._delay(m, early, PARAM_CYCLES, "place")
-        bias, param = self._params(m)
-        moved = self._move(m, place, bias)
-        x, at_x = self._add(m, early, moved, place)
+        first = self._sequence(m, begin)
+        early = self._delay(m, first, 1, "early")
+        middle = self._delay(m, early, 1, "middle")
+        place = self._delay(m, middle, 1, "place")
+        param = self._stairs(m)
+        moved = self._move(m, middle)
+        x, at_x = self._add(m, first, early, moved, place)
         q, at_q, useful = self._divide(m, x, at_x, param)
         self._write_residuals(m, x, at_x, param)
         self._write_activations(m, q, at_q, useful)
@@ -228,19 +236,22 @@ class Requantiser(wiring.Component):
         m.d.sync += booked.eq((booked | booking) >> 1)
         cooldown = Signal(range(g.tile_cycles))
         scoring = Signal()
+        slow = self.record.last | self._divides
         with m.If(self.start):
-            m.d.sync += [cooldown.eq(g.tile_cycles - 1), scoring.eq(self.record.last)]
+            m.d.sync += [cooldown.eq(g.tile_cycles - 1), scoring.eq(slow)]
         with m.Elif(cooldown != 0):
             m.d.sync += cooldown.eq(cooldown - 1)
         self._sequence_done = Signal()
         with m.If(self._sequence_done):
             m.d.sync += scoring.eq(0)
-        m.d.comb += self.gate.eq(
-            (cooldown == 0) & ((booked & pattern == 0) | ~self.record.residual) & ~scoring
+        # Known a cycle ahead, but for a tile that ends in this one.
+        clear = (booked >> 1) & pattern == 0
+        m.d.sync += self.gate.eq(
+            ~self.start & (cooldown[1:] == 0) & (clear | ~self.record.residual) & ~scoring
         )
         late = Signal(self._lead)
         m.d.sync += late.eq(Cat(self.start, late))
-        return late[-1]
+        return Cat(self.start, late)[-1]
 
     def _sequence(self, m: Module, begin: Signal) -> data.View:
         """Walks the output lanes of a tile; returns the place of this cycle's value."""
@@ -248,26 +259,31 @@ class Requantiser(wiring.Component):
         lanes, cycles = g.pixel_lanes, g.channel_cycles
         running, bank = Signal(), Signal()
         given, waiting = Signal(), Signal()  # slow: the value is given; its quotient is not there
+        returned = Signal()  # dividing: the quotient has come and is given
         channel, slot = Signal(range(max(g.output_lanes, 2))), Signal(range(max(cycles, 2)))
         image_channel = Signal(3)
-        slow = self.input_mode | r.last
+        slow = self.input_mode | r.last | self._divides
+        held = self._divides & ~returned
         final_slot, final_channel = Signal(), Signal()
         self._tile_last = tile_last = self.tile.row_end & self.tile.last_row
         done = self._sequence_done
         m.d.comb += [
             self.tile_step.eq(done & ~self.input_mode),
-            final_slot.eq((slot == cycles - 1) & (~slow | (given & ~waiting))),
+            final_slot.eq((slot == cycles - 1) & ~held & (~slow | (given & ~waiting))),
             final_channel.eq((channel == g.output_lanes - 1) | self.input_mode),
             done.eq(running & final_slot & final_channel),
             self.byte_ready.eq(self.input_mode & done),
         ]
         index = Mux(self.input_mode, image_channel, channel)[: (g.output_lanes - 1).bit_length()]
-        m.d.sync += self.param_address.eq(Cat(index, bank))
+        pixel = Signal((lanes - 1).bit_length())
+        m.d.sync += [self.bias_address.eq(Cat(index, bank)), pixel.eq(slot)]
+        m.d.comb += self.sum_address.eq(Cat(pixel, self.bias_address[: len(index)]))
         with m.If(running):
-            with m.If(slot != cycles - 1):
+            with m.If((slot != cycles - 1) & ~held):
                 m.d.sync += slot.eq(slot + 1)
             with m.If(slow):
                 m.d.sync += [given.eq(~final_slot), waiting.eq(waiting | ~given)]
+                m.d.sync += returned.eq(given & ~waiting & ~final_slot)
             with m.If(final_slot):
                 m.d.sync += [slot.eq(0), channel.eq(channel + 1)]
             with m.If(done):
@@ -283,10 +299,18 @@ class Requantiser(wiring.Component):
             m.d.sync += bank.eq(~bank)
 
         place = Signal(value_layout(g))
+        if g.addend_division:
+            m.d.comb += place.divide.eq(running & r.divide & ~given)
         in_word = channel & (g.residual_channels - 1)
         m.d.comb += [
-            place.valid.eq(running & Mux(slow, ~given, slot < lanes)),
-            place.shift.eq(running & (slot < lanes) & ((slot != cycles - 1) | final_slot)),
+            place.valid.eq(
+                running
+                & Mux(
+                    slow,
+                    Mux(self._divides, given & ~waiting & ~returned, ~given),
+                    slot < lanes,
+                )
+            ),
             place.pixel.eq(slot),
             place.fits.eq(~self.tile.row_end | (slot <= r.tail_less)),
             place.word_first.eq((in_word == 0) & (slot == 0)),
@@ -298,31 +322,31 @@ class Requantiser(wiring.Component):
         ]
         return place
 
-    def _params(self, m: Module) -> tuple:
-        """A channel's parameters: the bias at once, the rest one cycle later."""
+    def _stairs(self, m: Module) -> Signal:
+        """A channel's staircase, when its value is there; its bias came before."""
         g = self._geometry
-        rest = Signal(g.param_bits - g.bias_bits, reset_less=True)
-        m.d.sync += rest.eq(self.param_data[g.bias_bits : g.param_bits])
+        address = self.bias_address
+        for i in range(STAIRS_CYCLES - 1):
+            later = Signal.like(address, name=f"address_q{i + 1}")
+            m.d.sync += later.eq(address)
+            address = later
+        m.d.sync += self.stairs_address.eq(address)
         param = Signal(struct(g.param_fields))
-        m.d.comb += param.as_value().eq(Cat(Const(0, g.bias_bits), rest))
-        return self.param_data[: g.bias_bits].as_signed(), param
+        m.d.comb += param.as_value().eq(Cat(Const(0, g.bias_bits), self.stairs))
+        return param
 
-    def _move(self, m: Module, place: data.View, bias: object) -> Signal:
-        """Bias and shift of this cycle's value: an accumulator, a pooled sum, or a pixel."""
+    def _move(self, m: Module, place: data.View) -> Signal:
+        """Bias and shift of a value: a sum of the lanes, a pooled one, or a pixel."""
         g, r = self._geometry, self.record
-        drain = [
-            Signal(signed(g.accumulator_bits), name=f"drain{i}", reset_less=True)
-            for i in range(g.output_lanes * g.pixel_lanes)
-        ]
-        with m.If(self.captured):
-            m.d.sync += [d.eq(self.sums[i]) for i, d in enumerate(drain)]
-        with m.Elif(place.shift):
-            m.d.sync += Cat(*drain).eq(Cat(*drain[1:]))
-        with m.If(self.input_mode):
-            m.d.sync += drain[0].eq(self.byte << g.input_shift)
-        total = Signal(signed(self.value_bits + 1))
-        value = Mux(r.pool, self.pooled, drain[0])
-        m.d.comb += total.eq(value + Mux(r.pool, r.rounding, bias))
+        total = Signal(signed(self.value_bits + 1), reset_less=True)
+        pixel = self.byte << g.input_shift
+        value = Mux(r.pool, self.pooled, Mux(self.input_mode, pixel, self.sum))
+        offset = Mux(r.pool, r.rounding, self.bias)
+        if g.addend_division:
+            divided = r.divide & place.valid
+            value = Mux(divided, self.quotient - r.quotient_zero, value)
+            offset = Mux(divided, 0, offset)
+        m.d.sync += total.eq(value + offset)
         aligned = Signal(signed(self.value_bits + 1))
         m.d.comb += aligned.eq(Mux(r.pool, total >> POOL_SHIFT, total))
         moved = Signal(signed(max(self.value_bits, g.accumulator_bits + 1 + g.max_left_shift)))
@@ -330,30 +354,42 @@ class Requantiser(wiring.Component):
         m.d.comb += moved.eq((aligned << g.max_left_shift) >> down)
         return moved
 
-    def _add(self, m: Module, early: data.View, moved: Signal, place: data.View) -> tuple:
-        """Residual addition, saturating. ``early`` is the place `PARAM_CYCLES` before."""
+    def _add(
+        self, m: Module, first: data.View, early: data.View, moved: Signal, place: data.View
+    ) -> tuple:
+        """Residual addition, saturating. ``early`` is the place two cycles before, ``first`` three.
+
+        The memory is asked for from a register.
+        """
         g, r = self._geometry, self.record
         width = g.residual_bits
         at = Signal(place.shape())
-        m.d.comb += at.eq(Mux(r.pool, self.pooled_place.as_value(), place.as_value()))
+        pooled = self._delay(m, self.pooled_place, 1, "pooled")  # its sum is in `_move`'s register
+        m.d.comb += at.eq(Mux(r.pool, pooled.as_value(), place.as_value()))
         group = Signal.like(r.residual_groups)
         with m.If(self.layer_start):
             m.d.sync += group.eq(0)
         with m.Elif(self._sequence_done & self._tile_last):
             m.d.sync += group.eq(group + 1)
-        reading = group < r.residual_groups
+        reading = Signal()
+        m.d.sync += reading.eq(group < r.residual_groups)
         m.submodules.read_pointer = pointer = ResidualPointer(g)
         event, loading, loads_zero = Signal(), Signal(), Signal()
+        added = Const(1, 1)  # what is read is added now: a value that is divided comes here twice
+        wanted = first.valid
+        if g.addend_division:
+            added = ~at.divide ^ (r.divide & r.divide_sum)
+            wanted = Mux(r.divide & r.divide_sum, first.divide, first.valid)
         m.d.comb += [
-            event.eq(early.valid & early.word_first & r.residual),
             pointer.record.eq(r),
             pointer.layer_start.eq(self.layer_start),
             pointer.step.eq(event),
             pointer.word_last.eq(early.word_last),
             pointer.tile_last.eq(early.tile_last),
-            self.residual_read.valid.eq(event & reading),
             self.residual_read.address.eq(pointer.address),
         ]
+        coming = wanted & first.word_first & r.residual
+        m.d.sync += [event.eq(coming), self.residual_read.valid.eq(coming & reading)]
         m.d.sync += [loading.eq(event), loads_zero.eq(~reading | self.input_mode)]
         stream = Signal(g.residual_lanes * width)
         with m.If(loading):
@@ -362,15 +398,16 @@ class Requantiser(wiring.Component):
             m.d.sync += stream.eq(stream >> width)
         # Zeros follow the words that are read, so where none are read zeros are added.
         total = Signal(signed(len(moved) + 1))
-        m.d.comb += total.eq(moved + stream[:width].as_signed())
+        m.d.comb += total.eq(moved + (stream[:width] & added.replicate(width)).as_signed())
         summed, at_x = Signal(total.shape(), reset_less=True), Signal(at.shape())
         m.d.sync += [summed.eq(total), at_x.eq(at)]
         low, high = -(1 << (width - 1)), (1 << (width - 1)) - 1
         sign, over = summed[-1], Signal()
         outside = summed[width - 1 :] != sign.replicate(len(summed) - width + 1)
+        dividing = at_x.divide if g.addend_division else Const(0, 1)
         x = Signal(signed(self.x_bits))
         m.d.comb += [
-            over.eq(r.residual & outside),
+            over.eq(r.residual & outside & ~dividing),
             x.eq(Mux(over, Mux(sign, low, high), summed)),
         ]
         return x, at_x
@@ -378,8 +415,8 @@ class Requantiser(wiring.Component):
     def _divide(self, m: Module, x: Signal, at: data.View, param: data.View) -> tuple:
         """The staircase: 2**F * (gain * x) - offset, then two comparisons a cycle.
 
-        Returns the activation, its place, and whether the layer has a use for it: known a cycle
-        early, for the memory port waits for it.
+        Returns the activation, its place, and whether the layer has a use for it. That, and whether
+        it completes a word, is known a cycle early, for the memory's port waits for it.
         """
         g = self._geometry
         b = g.activation_bits
@@ -395,13 +432,14 @@ class Requantiser(wiring.Component):
             keep.eq(param.gain != NO_CHANNEL),
             place.eq(at),
         ]
+        starts = place.valid & (self.input_mode | self.record.last) & (place.pixel == 0)
+        if g.addend_division:
+            starts |= place.divide
         m.d.comb += [
             self.dividend.eq(y),
             self.divisor.eq(d),
             self.keep.eq(keep),
-            self.quotient_start.eq(
-                place.valid & (self.input_mode | self.record.last) & (place.pixel == 0)
-            ),
+            self.quotient_start.eq(starts),
         ]
         # Activations need no more of the dividend than the reach of their own offsets.
         y = y[: self.quotient_bits].as_signed()
@@ -428,8 +466,10 @@ class Requantiser(wiring.Component):
             following.as_value().name = f"place_held{i}"
             m.d.sync += [later.eq(q), following.eq(place)]
             q, before, place = later, place, following
-        useful = Signal()
-        m.d.sync += useful.eq(before.valid & self.record.requantise & ~self.input_mode)
+        useful, done = Signal(), Signal()
+        coming = before.valid & self.record.requantise & ~self.input_mode
+        m.d.sync += [useful.eq(coming), done.eq(coming & before.tile_end & before.fits)]
+        m.d.comb += self.activation_write.valid.eq(done)
         return q, place, useful
 
     def _write_residuals(self, m: Module, x: Signal, at: data.View, param: data.View) -> None:
@@ -471,7 +511,6 @@ class Requantiser(wiring.Component):
         tile, plane, beyond = (Signal(g.address_bits) for _ in range(3))
         chunk = Signal(range(max(chunks, 2)))
         m.d.comb += [
-            port.valid.eq(useful & at.tile_end & at.fits),
             port.address.eq(tile + at.pixel if lanes > 1 else tile),
         ]
         for p in range(lanes):

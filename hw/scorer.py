@@ -39,18 +39,22 @@ class Scorer(wiring.Component):
         m = Module()
         label, best_label = Signal(8), Signal(8)
         best = Signal(arith.SCORE_BITS)
-        better = (label == 0) | (self.quotient > best)
+        better, last = Signal(), Signal()
         answer = self.o.payload
         m.d.comb += [
             answer.score.eq(self.quotient ^ (1 << (arith.SCORE_BITS - 1))),
             answer.label.eq(Mux(better, label, best_label)),
-            answer.last.eq(label + 1 == self.classes),
+            answer.last.eq(last),
             self.taken.eq(self.o.valid & self.o.ready),
         ]
         with m.If(self.valid):
-            m.d.sync += self.o.valid.eq(1)
+            m.d.sync += [
+                self.o.valid.eq(1),
+                better.eq((label == 0) | (self.quotient > best)),
+                last.eq(label + 1 == self.classes),
+            ]
         with m.Elif(self.taken):
-            m.d.sync += [self.o.valid.eq(0), label.eq(Mux(answer.last, 0, label + 1))]
+            m.d.sync += [self.o.valid.eq(0), label.eq(Mux(last, 0, label + 1))]
             with m.If(better):
                 m.d.sync += [best.eq(self.quotient), best_label.eq(label)]
         return m

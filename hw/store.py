@@ -1,34 +1,43 @@
-"""The Image in the activation memory: copied there once, checked, then served for every picture."""
+"""The Image behind the maps: out of the flash, checked, and served again for every picture."""
 
 from __future__ import annotations
 
-from amaranth.hdl import Cat, Const, Module, Mux, Signal
+from amaranth.hdl import Cat, Const, Module, Mux, ResetInserter, Signal
 from amaranth.lib import stream, wiring
 from amaranth.lib.crc import catalog
 from amaranth.lib.wiring import In, Out
 
-from compiler.geometry import MAGIC, Geometry
+from compiler.geometry import COUNT_BITS, MAGIC, Geometry
+from hw.flash import BYTE_PAIRS, PAIR_BITS
 from hw.layout import memory_read, memory_write
 
-CRC = catalog.CRC32_ISO_HDLC(data_width=1)
-"""Check of what lies in flash, that of zlib; a bit at a time, for bytes come cycles apart."""
+CRC = catalog.CRC32_MPEG_2(data_width=PAIR_BITS)
+"""Check of what lies in flash, as its bits come; behind its own value it holds zero."""
 
 FIELD_BITS = 32
-"""Of magic, word count and CRC."""
+"""Of magic, number of words, ring and CRC."""
 
 BITS = (2, 4, 8)
 """Widths of activations of which a byte holds a whole number."""
 
 
 class ImageStore(wiring.Component):
-    """Copies what `compiler.image.flash_bytes` wrote to flash, checks it, and serves its words.
+    """Reads what `compiler.image.frame` wrote to flash, checks it, and serves its words.
 
-    Word k of the N stream words lies in the low lanes of memory word ``depth - 1 - k``; the rest
-    of that memory word is undefined. Bytes are written as they come, by means of the mask, so there
-    is no register as wide as a word, neither here nor on the way out.
+    The words lie in a ring at the memory's end, downwards from its last word; the frame says how
+    many the ring holds. The rest of a memory word is undefined. An Image that the ring holds whole
+    is
+    copied there once. Of a longer one the first pass over the flash only checks the CRC; then it is
+    read again for each picture, as far ahead as the ring has room. Each pass is checked.
 
-    Timing: a byte is taken in the eighth cycle that it is offered, later if the memory was busy. A
-    word is served in the cycle after its read is granted, so at most every second cycle has one.
+    Bytes are written as they come, by means of the mask, so there is no register as wide as a word,
+    neither here nor on the way out.
+
+    Timing: a word is served in the cycle after its read is granted, so at most every second cycle
+    has
+    one. A byte is offered to the memory from two cycles after its last pair of bits on, and two
+    more
+    may come until it is written.
 
     Contract of `o`: the consumer, once it has raised ``ready``, keeps it high until it has a word,
     as `hw.loader.Loader` does. The memory is read only while ``ready`` is high, and ``valid`` is
@@ -42,16 +51,16 @@ class ImageStore(wiring.Component):
 
     Members
     -------
-    i : In(stream of 8)
-        Bytes from flash; no more are taken once the Image is loaded or refused.
+    stb, data : In(1), In(8), room : Out(1), as of `hw.flash.FlashReader`
+        No more bytes are asked for once a whole Image is there, or after an error.
+    again : Out(1), strobe, the flash is to be read from the beginning
     o : Out(stream of stream_bits)
-        Words 0 .. N-1 of the Image, again and again.
-    write : Out(memory_write), while the Image is copied
+        Words of the Image, again and again.
+    write : Out(memory_write), at any time
     read : Out(memory_read), while it is served
-    loaded : Out(1), the Image is there and its CRC right; until reset
+    loaded : Out(1), the Image was there and its CRC right; until reset. No word is served before.
     error : Out(1)
-        The magic or the CRC is wrong, or N is 0 or more than `memory_depth`; until reset. No word
-        is ever served then.
+        The magic or the CRC was wrong, in whatever pass; until reset. No further pass begins then.
 
     Raises
     ------
@@ -73,7 +82,10 @@ class ImageStore(wiring.Component):
             )
         super().__init__(
             {
-                "i": In(stream.Signature(8)),
+                "stb": In(1),
+                "data": In(8),
+                "room": Out(1),
+                "again": Out(1),
                 "o": Out(stream.Signature(g.stream_bits)),
                 "write": Out(memory_write(g)),
                 "read": Out(memory_read(g)),
@@ -84,75 +96,113 @@ class ImageStore(wiring.Component):
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
+        ring = Signal(self._geometry.address_bits + 1, reset_less=True)
+        streamed, last = ring[0], ring[1:]
+        byte_stb = self._check(m, ring, streamed)
+        self._move(m, byte_stb, streamed, last)
+        return m
+
+    def _check(self, m: Module, ring: Signal, streamed: Signal) -> Signal:
+        """Take the frame apart; true when the last bits of a byte to be kept are in `data`."""
         g = self._geometry
-        # What is being copied; one flip-flop a phase costs less than a number of the phase.
-        magic, count, words, check = (
-            Signal(name=name, init=name == "magic") for name in ("magic", "count", "words", "check")
-        )
-        phases = Cat(magic, count, words, check, self.loaded)
-        position = Signal(range(max(FIELD_BITS, g.stream_bits)))  # of a bit in its field
-        bit, step, end, wrong = Signal(), Signal(), Signal(), Signal()
-        m.submodules.crc = crc = CRC.create()
+        # What comes now; one flip-flop a phase costs less than a number of the phase.
+        magic, count, size, body, check = phases = [
+            Signal(name=name, init=name == "magic")
+            for name in ("magic", "count", "size", "body", "check")
+        ]
+        pair = self.data[:PAIR_BITS]
+        fields = FIELD_BITS // PAIR_BITS, g.stream_bits // PAIR_BITS
+        position = Signal(range(max(fields)))  # of a pair of bits in its field
+        left = Signal(COUNT_BITS, reset_less=True)  # words after this one
+        step, end, more, wrong = Signal(), Signal(), Signal(), Signal()
+        m.submodules.crc = crc = ResetInserter(self.again)(CRC.create())
         m.d.comb += [
-            bit.eq(self.i.payload.bit_select(position[:3], 1)),
-            step.eq(self.i.valid & ~self.loaded & ~self.error & (self.write.ready | ~words)),
-            end.eq(step & (position == Mux(words, g.stream_bits, FIELD_BITS) - 1)),
-            self.i.ready.eq(step & position[:3].all()),
+            step.eq(self.stb & ~self.error),
+            end.eq(step & (position == Mux(body, fields[1], fields[0]) - 1)),
             crc.valid.eq(step),
+            crc.data.eq(pair),
         ]
         with m.If(step):
             m.d.sync += position.eq(position + 1)
-        if {g.stream_bits, FIELD_BITS} != {1 << len(position)}:  # else it is 0 then of itself
+        if set(fields) != {1 << len(position)}:  # else it is 0 then of itself
             with m.If(end):
                 m.d.sync += position.eq(0)
 
+        less = Signal(COUNT_BITS + 1)  # its last carry says that there are more words
+        m.d.comb += [less.eq(left + body.replicate(COUNT_BITS)), more.eq(less[-1])]
+        with m.If((step & count) | (end & body)):
+            m.d.sync += left.eq(Mux(body, less, Cat(pair, left)))
+        with m.If(step & size & ~self.loaded):  # in use from then on
+            m.d.sync += ring.eq(Cat(pair, ring))
+
+        index, expected = position[: (fields[0] - 1).bit_length()], Signal(PAIR_BITS)
+        # A table for each bit of a pair: a choice of whole pairs would be a product in the netlist.
+        bits = f"{MAGIC:0{FIELD_BITS}b}"[::-1]
+        tables = [Const(int(bits[n::PAIR_BITS], 2), fields[0]) for n in range(PAIR_BITS)]
+        told = Cat(table.bit_select(index, 1) for table in tables)
+        m.d.comb += [
+            expected.eq(Mux(magic, told, crc.crc[-PAIR_BITS:])),
+            wrong.eq((magic | check) & (pair != expected)),
+            self.again.eq(end & check & ~wrong),
+        ]
+        m.d.sync += [
+            self.error.eq(self.error | (step & wrong)),
+            self.loaded.eq(self.loaded | self.again),
+        ]
+        with m.If(end & ~wrong & ~(body & more)):
+            m.d.sync += Cat(phases).eq(Cat(check & streamed, *phases[:-1]))
+        kept = self.loaded | ~streamed
+        return step & body & kept & (position[: (BYTE_PAIRS - 1).bit_length()] == BYTE_PAIRS - 1)
+
+    def _move(self, m: Module, byte_stb: Signal, streamed: Signal, last: Signal) -> None:
+        """Bytes into the ring, and words out of it."""
+        g = self._geometry
+        size, lanes = g.stream_bits // 8, 8 // g.activation_bits
+        # A byte waits for the memory in `held`, the one after it in `data`.
+        held, waiting, byte = Signal(), Signal(), Signal(8, reset_less=True)
+        number = Signal(range(size))
+        move, written, filled, emptied = Signal(), Signal(), Signal(), Signal()
+        m.d.comb += [
+            move.eq((byte_stb | waiting) & ~held),
+            written.eq(self.write.valid & self.write.ready),
+            filled.eq(written & (number == size - 1)),
+            emptied.eq(self.read.valid & self.read.ready),
+            self.room.eq(~held & ~self.error & ~(self.loaded & ~streamed)),
+        ]
+        m.d.sync += [
+            waiting.eq((byte_stb | waiting) & held),
+            held.eq((held & ~written) | move),
+        ]
+        with m.If(move):
+            m.d.sync += byte.eq(self.data)
+        with m.If(written):
+            m.d.sync += number.eq(number + 1)
+
         # Downwards from the memory's end: setting a counter to all ones costs nothing, and the
-        # last word's address is the only one to keep.
-        address, final = Signal(g.address_bits, init=-1), Signal(g.address_bits, reset_less=True)
-        last, next_word, arrived = Signal(), Signal(), Signal()
+        # last word's address is the only one to keep. Whoever moved last says whether equal
+        # addresses mean that all is full or all empty. Two cycles lie between a word's last byte
+        # and another's first, and between reads, so that `equal` may be a cycle late.
+        front, back = Signal(g.address_bits, init=-1), Signal(g.address_bits, init=-1)
+        here = Signal(g.address_bits)
+        ahead, equal, arrived = Signal(), Signal(init=1), Signal()
+        m.d.comb += here.eq(Mux(self.write.valid, front, back))
+        turn = here == last
+        with m.If(filled):
+            m.d.sync += front.eq(Mux(turn, -1, front - 1))
+        with m.If(emptied):
+            m.d.sync += back.eq(Mux(turn, -1, back - 1))
+        with m.If(filled | emptied):
+            m.d.sync += ahead.eq(filled)
+        m.d.sync += [equal.eq(front == back), arrived.eq(emptied)]
         m.d.comb += [
-            last.eq(address == final),
-            next_word.eq((end & words) | (self.read.valid & self.read.ready)),
-        ]
-        with m.If(next_word):
-            m.d.sync += address.eq(Mux(last, -1, address - 1))
-
-        # -N, made bit by bit: all ones above an address if and only if N is 1 to `memory_depth`,
-        # and below the address of the last word.
-        nonzero, negated, below = Signal(), Signal(), Signal()
-        m.d.comb += [negated.eq(bit ^ nonzero), below.eq(position < g.address_bits)]
-        with m.If(step):
-            m.d.sync += nonzero.eq(count & (nonzero | bit))
-        with m.If(step & count & below):
-            m.d.sync += final.eq(Cat(final[1:], negated))
-
-        # Fed its own remainder, the CRC shifts that out as it should come.
-        remainder = crc.crc[0]
-        m.d.comb += [
-            crc.data.eq(Mux(check, ~remainder, bit)),
-            wrong.eq(
-                (magic & (bit != Const(MAGIC, FIELD_BITS).bit_select(position, 1)))
-                | (count & ~below & ~negated)
-                | (check & (bit != remainder))
+            self.write.valid.eq(held & ~(equal & ahead & self.loaded)),
+            self.write.address.eq(here),
+            self.write.data.eq(byte.replicate(-(-g.word_bits // 8))),
+            self.write.mask.eq(Cat((number == size - 1 - n).replicate(lanes) for n in range(size))),
+            self.read.valid.eq(
+                self.loaded & self.o.ready & ~arrived & ~(streamed & equal & ~ahead)
             ),
-        ]
-        m.d.sync += self.error.eq(self.error | (step & wrong))
-        with m.If(end & ~wrong & (last | ~words)):
-            m.d.sync += phases.eq(phases << 1)
-
-        m.d.sync += arrived.eq(self.read.valid & self.read.ready)
-        byte, lanes = position[3:], 8 // g.activation_bits
-        m.d.comb += [
-            self.read.valid.eq(self.loaded & self.o.ready & ~arrived),
-            self.read.address.eq(address),
+            self.read.address.eq(here),
             self.o.valid.eq(arrived),
             self.o.payload.eq(self.read.data[: g.stream_bits]),
-            # A byte is written in each of its eight cycles, which is simpler than in one.
-            self.write.valid.eq(self.i.valid & words),
-            self.write.address.eq(address),
-            self.write.data.eq(self.i.payload.replicate(-(-g.word_bits // 8))),
-            self.write.mask.eq(
-                Cat((byte == n).replicate(lanes) for n in range(g.stream_bits // 8))
-            ),
         ]
-        return m

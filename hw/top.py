@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from amaranth.hdl import Module, Signal
-from amaranth.lib import wiring
-from amaranth.lib.wiring import In, Out, connect
+from amaranth.hdl import Module, ResetInserter, Signal
+from amaranth.lib import stream, wiring
+from amaranth.lib.wiring import In, Out, connect, flipped
 
 from compiler.geometry import Geometry
 from hw.engine import Engine
-from hw.flash import FlashReader
+from hw.flash import BOTH_WAYS, FlashReader
 from hw.host import DEFAULT_TIMEOUT, Host
 from hw.store import ImageStore
 from hw.uart import UartReceiver, UartTransmitter, divisor_for
@@ -17,9 +17,12 @@ from hw.uart import UartReceiver, UartTransmitter, divisor_for
 class Top(wiring.Component):
     """Pictures in over the serial line, scores out; see `hw.host` for the frames.
 
-    After reset the Image is copied from flash to the activation memory, which takes some
-    milliseconds; requests that come before it is there, or when it is damaged, end with
-    `Status.ENGINE`. The design knows nothing of the network: any Image made for its geometry runs.
+    After reset the Image is read from flash, copied to the activation memory if it has the room,
+    and
+    checked, which takes some milliseconds; requests that come before, or when it is damaged, end
+    with
+    `Status.ENGINE`. An Image for which there is no room is read again for each picture. The design
+    knows nothing of the network: any Image made for its geometry runs.
 
     Parameters
     ----------
@@ -33,11 +36,13 @@ class Top(wiring.Component):
         See `hw.memory.ActivationMemory`.
     image_offset : int
         Where the Image lies in flash (`compiler.image.flash_bytes`), in bytes.
+    flash_cycles : int
+        Of the flash's clock, see `hw.flash.FlashReader`.
 
     Members
     -------
     rx : In(1), tx : Out(1), the serial line
-    flash_cs_n, flash_clk, flash_copi : Out(1), flash_cipo : In(1), the flash
+    flash_cs_n, flash_clk : Out(1), flash_cipo : In(1), flash_copi : Out(BOTH_WAYS), the flash
     alive : Out(1), blinks about once a second
     busy : Out(1), a request is being served or a picture computed
     error : Out(1), the last request failed, or there is no Image for this engine
@@ -56,10 +61,11 @@ class Top(wiring.Component):
         baud: int,
         primitive: str = "inferred",
         image_offset: int = 0,
+        flash_cycles: int = 2,
     ) -> None:
         self._clock_hz = clock_hz
         self._divisor = divisor_for(clock_hz, baud)
-        self._flash = FlashReader(clock_hz, image_offset)
+        self._flash = FlashReader(clock_hz, image_offset, flash_cycles)
         self._store = ImageStore(geometry)
         self._engine = Engine(geometry, primitive)
         size_bits = dict(geometry.header_fields)["pixels"]
@@ -70,7 +76,7 @@ class Top(wiring.Component):
                 "tx": Out(1, init=1),
                 "flash_cs_n": Out(1, init=1),
                 "flash_clk": Out(1),
-                "flash_copi": Out(1),
+                "flash_copi": Out(BOTH_WAYS),
                 "flash_cipo": In(1),
                 "alive": Out(1),
                 "busy": Out(1),
@@ -83,22 +89,28 @@ class Top(wiring.Component):
         m.submodules.receiver = receiver = UartReceiver(self._divisor)
         m.submodules.transmitter = transmitter = UartTransmitter(self._divisor)
         m.submodules.host, m.submodules.engine = host, engine = self._host, self._engine
-        m.submodules.flash, m.submodules.store = flash, store = self._flash, self._store
+        flash, store = self._flash, self._store
+        m.submodules.flash, m.submodules.store = ResetInserter(store.again)(flash), store
         connect(m, receiver.o, host.i_bytes)
         connect(m, host.o_bytes, transmitter.i)
-        connect(m, host.o_pixels, engine.i_pixels)
+        self._pass_pixels(m, host.o_pixels, engine.i_pixels)
         connect(m, engine.o_answer, host.i_answer)
-        connect(m, flash.o, store.i)
+        connect(m, flash.flash_copi, flipped(self.flash_copi))
         connect(m, store.write, engine.image_write)
         connect(m, store.read, engine.image_read)
         connect(m, store.o, engine.i_image)
-        for name in ("flash_cs_n", "flash_clk", "flash_copi"):
-            m.d.comb += getattr(self, name).eq(getattr(flash, name))
+        m.d.comb += [
+            self.flash_cs_n.eq(flash.flash_cs_n),
+            self.flash_clk.eq(flash.flash_clk),
+            flash.flash_cipo.eq(self.flash_cipo),
+            store.stb.eq(flash.stb),
+            store.data.eq(flash.data),
+            flash.room.eq(store.room),
+        ]
         blink = Signal((int(self._clock_hz) - 1).bit_length())
         m.d.sync += blink.eq(blink + 1)
         engine_error = engine.error | store.error
         m.d.comb += [
-            flash.flash_cipo.eq(self.flash_cipo),
             receiver.rx.eq(self.rx),
             self.tx.eq(transmitter.tx),
             host.link_error_stb.eq(receiver.framing_stb | receiver.overflow_stb),
@@ -110,3 +122,11 @@ class Top(wiring.Component):
             self.error.eq(host.error | engine_error),
         ]
         return m
+
+    def _pass_pixels(self, m: Module, source: stream.Interface, sink: stream.Interface) -> None:
+        """Through a register: neither side then waits for what the other makes of a cycle."""
+        taken = source.valid & source.ready
+        m.d.comb += source.ready.eq(~sink.valid)
+        with m.If(taken):
+            m.d.sync += sink.payload.eq(source.payload)
+        m.d.sync += sink.valid.eq(taken | (sink.valid & ~sink.ready))

@@ -35,6 +35,7 @@ class WindowBuffer(wiring.Component):
     last : Out(1), the step ends a tile
     weight_address : Out, of this step's weights in the ring
     o_pool : Out(stream of word_bits), the words while the record says pool
+    pool_last : Out(1), with it: the word ends its window
     """
 
     def __init__(self, geometry: Geometry) -> None:
@@ -54,6 +55,7 @@ class WindowBuffer(wiring.Component):
                 "last": Out(1),
                 "weight_address": Out(range(geometry.weight_depth)),
                 "o_pool": Out(stream.Signature(geometry.word_bits)),
+                "pool_last": Out(1),
             }
         )
 
@@ -118,6 +120,7 @@ class WindowBuffer(wiring.Component):
             self.valid.eq(held & ~r.pool & (~self.last | self.gate)),
             self.o_pool.valid.eq(held & r.pool),
             self.o_pool.payload.eq(words[0]),
+            self.pool_last.eq(last),
             free.eq(~held | (self.valid & final) | (r.pool & self.o_pool.ready)),
             take.eq(available & free),
         ]

@@ -1,4 +1,4 @@
-"""The input writer: quantised pixels to memory, three columns of the window to a word."""
+"""The input writer: quantised pixels to memory, one or three columns of the window to a word."""
 
 from __future__ import annotations
 
@@ -10,9 +10,6 @@ from compiler import arith
 from compiler.geometry import Geometry
 from hw.layout import memory_write, struct
 
-COLUMNS = 3
-"""Columns of the first layer's window."""
-
 
 class InputWriter(wiring.Component):
     """Writes each pixel as the right, middle and left column of three neighbouring words.
@@ -20,7 +17,7 @@ class InputWriter(wiring.Component):
     Word n of a slice holds columns n-1, n, n+1 in lanes ``column * tap_lanes + channel``, so that
     the first layer's window is three words high and one wide. What lies beyond a row's ends, and
     lanes that no channel uses, hold the zero point. The map has two words of guard at either end;
-    see `compiler.schedule`.
+    see `compiler.schedule`. With ``plain_input`` word n holds column n alone, and one is guard.
 
     Two cycles a lane: a pixel takes 6 * slices cycles for each of its lanes, which the host's link
     hides.
@@ -52,17 +49,18 @@ class InputWriter(wiring.Component):
     def elaborate(self, platform: object) -> Module:
         m = Module()
         g, h = self._geometry, self.header
+        columns = g.input_columns
         # The last column takes the lanes that are left over.
-        spare = g.word_channels - COLUMNS * g.tap_lanes
+        spare = g.word_channels - columns * g.tap_lanes
         lane, last_lane = Signal(range(g.tap_lanes + spare)), g.tap_lanes + spare - 1
         column, row = Signal.like(h.width), Signal.like(h.height)
-        slot = Signal(range(COLUMNS))
+        slot = Signal(range(columns))
         real = Signal()  # the pixel exists: it is neither before the first nor behind the last
         begun = Signal()
         word = self.memory.address
         slices = arith.num_slices(arith.INPUT_BITS, g.activation_bits)
         slice_ = Signal(range(max(slices, 2)))
-        last_slot, last_slice = slot == COLUMNS - 1, slice_ == slices - 1
+        last_slot, last_slice = slot == columns - 1, slice_ == slices - 1
         last_column, last_row = column == h.width, row == h.height
 
         with m.FSM():
@@ -109,16 +107,16 @@ class InputWriter(wiring.Component):
 
         # Slot 0 is the word to the left, where the pixel is the right column. A row's first pixel
         # is nobody's right column, its last nobody's left.
-        padding = (
-            ~real | (lane > h.channels) | ((slot == 0) & (column == 0)) | (last_slot & last_column)
-        )
+        padding = ~real | (lane > h.channels)
+        if columns > 1:
+            padding |= ((slot == 0) & (column == 0)) | (last_slot & last_column)
         width = slices * g.activation_bits
         value = Cat(Mux(padding, h.zero, self.q), Const(0, width - arith.INPUT_BITS))
         digits = [value.word_select(s, g.activation_bits) for s in reversed(range(slices))]
         masks = []
         for lane_index in range(g.word_channels):
-            at = min(lane_index // g.tap_lanes, COLUMNS - 1)
-            chosen = (slot == COLUMNS - 1 - at) & (lane == lane_index - at * g.tap_lanes)
+            at = min(lane_index // g.tap_lanes, columns - 1)
+            chosen = (slot == columns - 1 - at) & (lane == lane_index - at * g.tap_lanes)
             masks.append(chosen)
         digit = Signal(g.activation_bits)  # known late, and its way to the memory is long
         m.d.sync += digit.eq(Array(digits)[slice_])

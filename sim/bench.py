@@ -65,21 +65,36 @@ def publish(**values: Any) -> None:
     save(path, {**load(path), **values})
 
 
-def start_clock(signal: Any, frequency_mhz: float = 100.0) -> Any:
-    """Drive a clock from compiled code (not Python) and return it; the period is even in ps."""
+def period_ps(frequency_mhz: float) -> int:
+    """Of a clock that `start_clock` drives, and an even number, as its halves are whole."""
+    return 2 * round(500_000 / frequency_mhz)
+
+
+def start_clock(signal: Any, frequency_mhz: float = 100.0, *, high: bool = False) -> None:
+    """Drive a clock from compiled code, not from Python, with the level that it begins with."""
     from cocotb.clock import Clock  # importable in a simulator only
 
-    period_ps = 2 * round(500_000 / frequency_mhz)
-    clock = Clock(signal, period_ps, unit="ps", impl="gpi")
-    clock.start(start_high=False)
-    return clock
+    Clock(signal, period_ps(frequency_mhz), unit="ps", impl="gpi").start(start_high=high)
+
+
+def start_clocks(dut: Any, frequency_mhz: float = 100.0) -> None:
+    """Drive ``dut.clk`` and, where there is one, ``dut.fast_clk`` of twice its frequency.
+
+    They rise together: `clk` half a period from now, and the other then for the second time.
+    """
+    start_clock(dut.clk, frequency_mhz)
+    if hasattr(dut, "fast_clk"):
+        start_clock(dut.fast_clk, 2 * frequency_mhz, high=True)
 
 
 async def reset(dut: Any, cycles: int = 2) -> None:
-    """Hold `dut.rst` high over some rising edges of `dut.clk`, then return just after one."""
+    """Hold the resets high over some rising edges of `dut.clk`, then return just after one."""
     from cocotb.triggers import RisingEdge  # importable in a simulator only
 
-    dut.rst.value = 1
+    resets = [getattr(dut, name) for name in ("rst", "fast_rst") if hasattr(dut, name)]
+    for signal in resets:
+        signal.value = 1
     for _ in range(cycles):
         await RisingEdge(dut.clk)
-    dut.rst.value = 0
+    for signal in resets:
+        signal.value = 0

@@ -24,7 +24,8 @@ from compiler.schedule import Schedule
 from sim import check
 from sim.benches.engine import engine
 from sim.check import Run
-from sim.runner import BenchError, Simulation, counters, default_seed
+from sim.rtl import counters
+from sim.runner import BenchError, Simulation, default_seed
 
 MAIN = Path(__file__).parent / "engine.cpp"
 
@@ -79,10 +80,10 @@ def joined(runs: list[Run]) -> Run:
     """Runs on pictures that follow one another, as one."""
     tensors = [run.tensors for run in runs if run.tensors]
     return Run(
-        *(
-            np.concatenate([getattr(run, name) for run in runs])
-            for name in ("scores", "labels", "cycles", "layer_cycles")
-        ),
+        np.concatenate([run.scores for run in runs]),
+        np.concatenate([run.labels for run in runs]),
+        np.concatenate([run.cycles for run in runs]),
+        np.concatenate([run.layer_cycles for run in runs]),
         {name: np.concatenate([t[name] for t in tensors]) for name in (tensors or [{}])[0]},
     )
 

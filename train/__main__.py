@@ -25,7 +25,7 @@ from rich.console import Console
 from compiler.errors import SignumError, UsageError
 from train.export import read_network
 from train.folders import FolderSplit
-from train.loop import CHECKPOINT, NETWORK, Progress, accuracy, crops_accuracy, train
+from train.loop import CHECKPOINT, Progress, accuracy, crops_accuracy, train
 from train.options import (
     add_common,
     add_data,
@@ -95,8 +95,7 @@ def train_command(options: argparse.Namespace, console: Console) -> None:
             return
         if last["epoch"] < job.recipe.epochs:
             console.print("out of time; the same command goes on", markup=False)
-        name = NETWORK if job.architecture.beyond_checkpoints else CHECKPOINT
-        print(json.dumps({"checkpoint": str(options.out / name), **last}))
+        print(json.dumps({"checkpoint": str(options.out / CHECKPOINT), **last}))
 
 
 def evaluate_command(options: argparse.Namespace, _: Console) -> None:
@@ -239,7 +238,7 @@ def _evaluate_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m train evaluate", description="Float accuracy of a network, as JSON."
     )
-    parser.add_argument("checkpoint", type=Path, help="checkpoint.pt or network.pt")
+    parser.add_argument("checkpoint", type=Path, help="checkpoint.pt")
     add_data(parser)
     parser.add_argument(
         "--crops", type=int, default=1, choices=(1, 25), help="25: ImageNet, softmax averaged"

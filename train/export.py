@@ -8,7 +8,7 @@ comes back as a 1-bit one with the scales that it ended with.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -20,18 +20,15 @@ from compiler.arith import sign
 from compiler.checkpoint import Checkpoint, Tensors, load, validate
 from compiler.checkpoint import Network as Description
 from compiler.checkpoint import Quantiser as Steps
-from compiler.errors import CheckpointError, SignumError
 from train.network import Architecture, Convolution, Network
 from train.quantiser import verify_alignment
-from train.state import read_plain, replace_file
 
 
 def checkpoint_of(network: Network, training: Mapping[str, Any]) -> Checkpoint:
     """Describe a network as it stands: its signs, its running moments, its steps.
 
     ``training`` is free text and numbers for the reader of the file. Raises `CheckpointError` for
-    a network that the format has no words for (naming what), for values that are not finite, and
-    for steps that break the alignment rule.
+    values that are not finite, and for steps that break the alignment rule.
     """
     description = network.architecture.description
     tensors: Tensors = {}
@@ -67,41 +64,9 @@ def network_of(checkpoint: Checkpoint) -> Network:
     return network.eval()
 
 
-NETWORK_FORMAT = "signum-network 1"
-
-
-def save_network(path: Path, network: Network, training: Mapping[str, Any]) -> None:
-    """Write any network, also one that a checkpoint cannot express, for the trainer alone."""
-    document = {
-        "format": NETWORK_FORMAT,
-        "architecture": {**asdict(network.architecture), "input": list(network.architecture.input)},
-        "steps": network.steps,
-        "values": network.state_dict(),
-        "training": dict(training),
-    }
-    replace_file(path, document)
-
-
 def read_network(path: Path) -> Network:
-    """The network of a checkpoint, or of a file by `save_network`, in evaluation mode.
-
-    What is not of the trainer's own format is left to `compiler.checkpoint.load`, published
-    networks and errors included. Nothing in a file is run.
-    """
-    try:
-        document = read_plain(path)
-    except CheckpointError:
-        document = {}
-    if document.get("format") != NETWORK_FORMAT:
-        return network_of(load(path))
-    try:
-        values = document["architecture"]
-        network = Network(Architecture(**values | {"input": tuple(values["input"])}))
-        network.load_state_dict(document["values"])
-        network.steps = document["steps"]
-    except (KeyError, TypeError, RuntimeError, SignumError) as error:
-        raise CheckpointError(f"{path} must be a '{NETWORK_FORMAT}': {error}") from error
-    return network.eval()
+    """The network of any file that `compiler.checkpoint.load` reads, in evaluation mode."""
+    return network_of(load(path))
 
 
 _SHARED_FIELDS = fields(Description)

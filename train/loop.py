@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from compiler.checkpoint import save
 from compiler.errors import CheckpointError
 from train.data import WHOLE, Part, Share
-from train.export import checkpoint_of, read_network, save_network
+from train.export import checkpoint_of, read_network
 from train.folders import FolderSplit
 from train.network import Network
 from train.quantiser import choose_steps, observe
@@ -32,8 +32,6 @@ from train.state import append_result, drop_results_after, load_state, results, 
 from train.team import Team
 
 CHECKPOINT = "checkpoint.pt"
-NETWORK = "network.pt"
-"""Stands for the checkpoint of a network that a checkpoint cannot express."""
 
 CALIBRATION_BATCHES = 8
 """Batches on which the steps are chosen; each gives up to `train.quantiser.SAMPLES` values."""
@@ -62,9 +60,8 @@ def train(
 ) -> dict[str, Any]:
     """Run or resume ``job`` in the folder ``out``; returns the last epoch's results.
 
-    Leaves ``checkpoint.pt`` (written at the end of each cycle too; ``network.pt`` where a
-    checkpoint cannot express the network), ``results.jsonl`` with a line an epoch, ``run.json``
-    with job, code and machine, and ``state.pt``.
+    Leaves ``checkpoint.pt`` (written at the end of each cycle too), ``results.jsonl`` with a line
+    an epoch, ``run.json`` with job, code and machine, and ``state.pt``.
 
     Parameters
     ----------
@@ -206,9 +203,7 @@ def deploy(
         "recipe": job.described()["recipe"],
         "init": job.init,
     }
-    if team.leads and job.architecture.beyond_checkpoints:
-        save_network(out / NETWORK, copied, about)
-    elif team.leads:
+    if team.leads:
         save(out / CHECKPOINT, checkpoint_of(copied, about))
     return result
 

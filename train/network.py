@@ -21,15 +21,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from compiler.arith import POOL_KERNEL, Pads, conv_scale, same_pads
+from compiler.checkpoint import FAMILIES
 from compiler.checkpoint import Network as Description
-from compiler.errors import CheckpointError, UsageError
+from compiler.errors import UsageError
 from train.quantiser import BITS, Addend, Input, Quantiser, quantisers, set_steps
 
 WEIGHTS = ("1bit", "32bit", "bwn-channel", "bwn-layer")
 BATCH_NORM = ("fixed", "learned", "none")
 PADDING = ("torch", "matlab", "keras")
-FAMILIES = {"wrn": (3, 16), "wrn-imagenet": (4, 64)}
-"""Stages, and channels of the first at width 1."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,24 +128,8 @@ class Architecture:
         return Pads(*[kernel // 2] * 4)
 
     @property
-    def beyond_checkpoints(self) -> str:
-        """What a checkpoint has no word for, such as ``batch_norm = 'none'``, or empty."""
-        for field, kept in (("family", ("wrn",)), ("batch_norm", ("fixed", "learned"))):
-            if getattr(self, field) not in kept:
-                return f"{field} = {getattr(self, field)!r}"
-        return ""
-
-    @property
     def description(self) -> Description:
-        """The same without the quantiser, as a checkpoint keeps it.
-
-        Raises `CheckpointError` naming what a checkpoint has no word for.
-        """
-        if beyond := self.beyond_checkpoints:
-            raise CheckpointError(
-                f"a checkpoint cannot express {beyond}",
-                hint="the run's network.pt holds the network for 'python -m train evaluate'",
-            )
+        """The same without the quantiser, as a checkpoint keeps it."""
         values: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(Description)}
         return Description(**values | {"weights": "32bit" if self.weights == "32bit" else "1bit"})
 

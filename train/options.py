@@ -10,9 +10,10 @@ from typing import Any
 
 import torch
 
+from compiler.checkpoint import FAMILIES
 from compiler.errors import UsageError
 from train.data import AUGMENTATION
-from train.network import BATCH_NORM, FAMILIES, PADDING, WEIGHTS, Architecture
+from train.network import BATCH_NORM, PADDING, WEIGHTS, Architecture
 from train.recipe import (
     MANY_CLASSES,
     PRECISIONS,

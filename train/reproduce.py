@@ -18,7 +18,7 @@ from compiler.errors import DataError, SignumError
 from train.data import AUGMENTATION, CUTOUT
 from train.export import read_network
 from train.folders import FolderSplit
-from train.loop import CHECKPOINT, NETWORK, Progress, crops_accuracy, train
+from train.loop import CHECKPOINT, Progress, crops_accuracy, train
 from train.recipe import MANY_CLASSES, Execution, Job, Recipe
 from train.record import RUN
 from train.sources import Source
@@ -105,7 +105,7 @@ def run_missing(
         last = train(job, data, out / run.name, watch(job), team, left)
         many_crops = any(cell.crops > 1 for cell in cells if cell.run == run)
         if many_crops and last["epoch"] >= epochs and isinstance(source.test, FolderSplit):
-            network = read_network(_trained(out / run.name)).to(team.device)
+            network = read_network(out / run.name / CHECKPOINT).to(team.device)
             measured = {"epoch": last["epoch"], **crops_accuracy(network, source.test, team)}
             if team.leads:
                 (out / run.name / CROPS_RESULT).write_text(json.dumps(measured) + "\n")
@@ -198,11 +198,6 @@ def _machine(about: dict[str, Any]) -> str:
     machines = [session["machine"] for session in about.get("sessions", [])]
     names = [m.get("gpu") or f"{m['processor']}, {m['threads']} threads" for m in machines]
     return "; ".join(dict.fromkeys(names))
-
-
-def _trained(folder: Path) -> Path:
-    path = folder / CHECKPOINT
-    return path if path.exists() else folder / NETWORK
 
 
 # -- what the figures show -------------------------------------------------------------------------

@@ -33,12 +33,6 @@ def announce(job: Job, out: Path, console: Console) -> None:
             f"{start + length}",
             markup=False,
         )
-    if net.beyond_checkpoints:
-        console.print(
-            f"note: a checkpoint cannot express {net.beyond_checkpoints}; network.pt is written "
-            "instead, for the trainer alone",
-            markup=False,
-        )
 
 
 @contextmanager

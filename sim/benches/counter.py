@@ -40,7 +40,7 @@ async def counts_enabled_cycles(dut):
     """The count is the number of enabled cycles, modulo its range."""
     given = bench.parameters()
     cycles = given.get("cycles", 600)
-    bench.start_clock(dut.clk)
+    bench.start_clocks(dut)
     dut.en.value = 0
     await bench.reset(dut)
     await RisingEdge(dut.clk)

@@ -75,7 +75,7 @@ async def _run(dut, name: str, widths: list[int], count: int) -> int:
 async def divides(dut):
     """Every quotient, in time, and kept until the next start."""
     given = bench.parameters()
-    bench.start_clock(dut.clk)
+    bench.start_clocks(dut)
     for name in given["points"]:
         Ports(dut, name).start.value = 0
     await bench.reset(dut)

@@ -79,7 +79,9 @@ class ServedEngine(wiring.Component):
 
 def engine(geometry: Geometry, primitive: str = "inferred") -> tuple[ServedEngine, list[str]]:
     """An engine and the cell models it needs."""
-    return ServedEngine(geometry, primitive), (["SB_SPRAM256KA"] if primitive == "spram" else [])
+    return ServedEngine(geometry, primitive), (
+        ["SB_RAM40_4K", "SB_SPRAM256KA"] if primitive == "spram" else []
+    )
 
 
 class Memory:
@@ -167,7 +169,7 @@ async def computes(dut):
     """
     given = bench.parameters()
     geometry = Geometry(**given["geometry"])
-    bench.start_clock(dut.clk)
+    bench.start_clocks(dut)
     stall = STALLS[given.get("stall", "never")]
     image = StreamSource(dut, "i_image", stall=stall)
     pixels = StreamSource(dut, "i_pixels", stall=stall)
@@ -231,7 +233,7 @@ async def refuses(dut):
     }
     if "foreign" in given:
         faults["foreign"] = given["foreign"].tolist()
-    bench.start_clock(dut.clk)
+    bench.start_clocks(dut)
     for fault, wrong in faults.items():
         image, pixels = StreamSource(dut, "i_image"), StreamSource(dut, "i_pixels")
         answer = StreamSink(dut, "o_answer")

@@ -5,62 +5,85 @@ from __future__ import annotations
 import random
 
 import cocotb
-from amaranth.hdl import Instance, Module, Signal
-from amaranth.lib import stream, wiring
-from amaranth.lib.wiring import Out, connect, flipped
-from cocotb.triggers import ClockCycles
+from amaranth.hdl import ClockSignal, Instance, Module, Mux, ResetInserter, Signal
+from amaranth.lib import wiring
+from amaranth.lib.wiring import In, Out
+from cocotb.triggers import ClockCycles, ReadOnly, RisingEdge
 
-from hw.flash import BYTE_CYCLES, WAKE_SECONDS, FlashReader
+from hw.flash import BYTE_PAIRS, WAKE_SECONDS, FlashReader
 from sim import bench
 from sim.benches.points import Points, Ports
-from sim.drivers import LAZY, STALLS, StreamSink, first_difference
+from sim.drivers import first_difference
 
 OFFSETS = {"low": 0, "usual": 1 << 20, "odd": 0xA5C3F1}
 """Beginnings of what is read; by name of the point."""
 
-CLOCKS = {"": 18e6}
-GRID_CLOCKS = CLOCKS | {"slow": 16e6, "fast": 100e6}
+CLOCKS = {"": (18e6, 1), "half": (18e6, 2)}
+GRID_CLOCKS = CLOCKS | {
+    "slow": (16e6, 1),
+    "fast": (48e6, 1),
+    "half_slow": (16e6, 2),
+    "half_fast": (100e6, 2),
+}
+"""The engine's clock in Hz, and cycles of the flash's."""
 
 LONGEST_WAKE_NS = WAKE_SECONDS * 1e9 - 1
 """A flash as slow to wake as the reader allows for."""
 
+ROOM = (1.0, 0.5, 0.05)
+"""How often there is room for a byte, in cycles."""
+
 
 class FlashOnBoard(wiring.Component):
-    """A reader with a flash on its pins.
+    """A reader with a flash on its pins, and a pad that makes the clock's pulses.
 
     Members
     -------
-    o : Out(stream of 8)
+    stb, data, room : of the reader
+    again : In(1), resets the reader
+    clash : Out(1), both drive the pin that goes both ways
     """
 
     def __init__(self, reader: FlashReader) -> None:
         self._reader = reader
-        super().__init__({"o": Out(stream.Signature(8))})
+        super().__init__(
+            {"stb": Out(1), "data": Out(8), "room": In(1), "again": In(1), "clash": Out(1)}
+        )
 
     def elaborate(self, platform):
         m = Module()
-        m.submodules.reader = reader = self._reader
-        cipo = Signal()
+        reader = self._reader
+        m.submodules.reader = ResetInserter(self.again)(reader)
+        sent, drives, floating = Signal(), Signal(), Signal()
+        pad, pulse = reader.flash_copi, reader.flash_clk & ~ClockSignal()
         m.submodules.flash = Instance(
             "spi_flash",
             p_WAKE_NS=int(LONGEST_WAKE_NS),
             i_cs_n=reader.flash_cs_n,
-            i_clk=reader.flash_clk,
-            i_copi=reader.flash_copi,
-            o_cipo=cipo,
+            i_clk=pulse if reader.clock_cycles == 1 else reader.flash_clk,
+            i_copi=Mux(pad.oe, pad.o, floating),
+            o_cipo=reader.flash_cipo,
+            o_io0=sent,
+            o_drives=drives,
         )
-        m.d.comb += reader.flash_cipo.eq(cipo)
-        connect(m, reader.o, flipped(self.o))
+        m.d.comb += [
+            pad.i.eq(Mux(drives, sent, pad.oe & pad.o)),
+            self.clash.eq(drives & pad.oe),
+            self.stb.eq(reader.stb),
+            self.data.eq(reader.data),
+            reader.room.eq(self.room),
+        ]
         return m
 
 
 def design(grid: bool = False):
     """Three places in flash, at each clock."""
     found = {}
-    for name, clock_hz in (GRID_CLOCKS if grid else CLOCKS).items():
-        readers = {at: FlashReader(clock_hz, offset) for at, offset in OFFSETS.items()}
+    for name, (clock_hz, cycles) in (GRID_CLOCKS if grid else CLOCKS).items():
+        readers = {at: FlashReader(clock_hz, offset, cycles) for at, offset in OFFSETS.items()}
         given = {
             "clock_hz": clock_hz,
+            "cycles": cycles,
             "start": {at: reader.start_cycles for at, reader in readers.items()},
             "bytes": 400 if grid else 60,
         }
@@ -87,73 +110,150 @@ class _Content:
         for flash in self._flashes.values():
             flash.asleep.value = 1
 
-    def hold(self, sinks: dict, received: dict) -> None:
+    def hold(self, name: str, got: list[int], room: float) -> None:
         """Compare what was read."""
-        for name, got in received.items():
-            problem = first_difference(list(self.expected[name][: len(got)]), got)
-            assert not problem, f"{name}, stalls {sinks[name].stall.name}: {problem}"
+        problem = first_difference(list(self.expected[name][: len(got)]), got)
+        assert not problem, f"{name}, room {room}: {problem}"
 
 
-async def _start(dut, stall) -> dict[str, StreamSink]:
+class _Taker:
+    """Takes bytes as `hw.store` does: one it holds while another stands in `data`.
+
+    A byte is let go of at random, and `room` is high where none is held.
+
+    Attributes
+    ----------
+    bytes : list of int
+    cycles : list of int, of each pair, counted from the reset on
+    """
+
+    def __init__(self, dut, name: str, room: float, rng: random.Random) -> None:
+        self.bytes: list[int] = []
+        self.cycles: list[int] = []
+        self._dut, self._ports, self._room, self._rng = dut, Ports(dut, name), room, rng
+        self._ports.room.value = 1
+        self._task = cocotb.start_soon(self._take())
+
+    async def _take(self) -> None:
+        ports, pairs, cycle = self._ports, 0, 0
+        held: int | None = None
+        waiting: int | None = None
+        while True:
+            await ReadOnly()
+            assert ports.clash.value == 0, "flash and reader must not drive one pin"
+            here = int(ports.data.value)
+            assert waiting in (None, here), "data must stay while there is no room"
+            if ports.stb.value == 1:
+                self.cycles.append(cycle)
+                pairs += 1
+                if pairs % BYTE_PAIRS == 0:
+                    assert waiting is None, "one byte at most may come while one is held"
+                    waiting = here
+            if held is None:
+                held, waiting = waiting, None
+            elif self._rng.random() < self._room:
+                self.bytes.append(held)
+                held = None
+            await RisingEdge(self._dut.clk)
+            ports.room.value = int(held is None)
+            cycle += 1
+
+    async def receive(self, count: int) -> list[int]:
+        """The first bytes."""
+        while len(self.bytes) < count:
+            await RisingEdge(self._dut.clk)
+        return self.bytes[:count]
+
+    def stop(self) -> None:
+        """Take no more."""
+        self._task.cancel()
+        self._ports.room.value = 0
+
+
+async def _start(dut, room: float, *, reset: bool = True) -> dict[str, _Taker]:
+    rng = random.Random(cocotb.RANDOM_SEED)
     for name in OFFSETS:
-        Ports(dut, name).o__ready.value = 0
-    await bench.reset(dut, 8)
-    return {name: StreamSink(dut, Ports(dut, name).name("o"), stall=stall) for name in OFFSETS}
+        Ports(dut, name).again.value = 0
+    if reset:
+        await bench.reset(dut, 8)
+    return {name: _Taker(dut, name, room, rng) for name in OFFSETS}
 
 
 @cocotb.test()
 async def reads_from_its_offset(dut):
     """Wakes the flash and sends its bytes, however often it is held up; in time without."""
     given = bench.parameters()
-    bench.start_clock(dut.clk, given["clock_hz"] / 1e6)
+    bench.start_clocks(dut, given["clock_hz"] / 1e6)
     content = _Content(dut, given["bytes"])
-    for stall in (*STALLS.values(), LAZY):
+    for room in ROOM:
         content.sleep()
-        sinks = await _start(dut, stall)
-        received = {name: await sink.receive(given["bytes"]) for name, sink in sinks.items()}
-        content.hold(sinks, received)
-        for name, sink in sinks.items():
-            sink.stop()
-            if stall.never:
-                first = given["start"][name]
-                expected = [first + BYTE_CYCLES * i for i in range(given["bytes"])]
-                assert sink.cycles[: given["bytes"]] == expected, name
+        takers = await _start(dut, room)
+        for name, taker in takers.items():
+            content.hold(name, await taker.receive(given["bytes"]), room)
+            taker.stop()
+            if room == 1:
+                first, step = given["start"][name], given["cycles"]
+                count = BYTE_PAIRS * given["bytes"]
+                assert taker.cycles[:count] == [first + step * i for i in range(count)], name
 
 
 @cocotb.test()
 async def starts_over_after_a_reset(dut):
     """Whether it comes while the flash wakes, and hears nothing, or while it sends."""
     given = bench.parameters()
-    bench.start_clock(dut.clk, given["clock_hz"] / 1e6)
+    bench.start_clocks(dut, given["clock_hz"] / 1e6)
     content = _Content(dut, 8)
     rng = random.Random(cocotb.RANDOM_SEED)
     whole = max(given["start"].values())
-    moments = [rng.randrange(20, whole - 100), rng.randrange(whole, whole + 100)]
+    moments = [rng.randrange(40, whole - 200), *(rng.randrange(whole, whole + 99) for _ in "abc")]
     for moment in moments:
         content.sleep()
-        sinks = await _start(dut, STALLS["never"])
+        for taker in (await _start(dut, 1)).values():
+            cocotb.start_soon(_stop(dut, taker, moment))
         await ClockCycles(dut.clk, moment)
-        for sink in sinks.values():
-            sink.stop()
-        sinks = await _start(dut, STALLS["random"])
-        content.hold(sinks, {name: await sink.receive(8) for name, sink in sinks.items()})
-        for sink in sinks.values():
-            sink.stop()
+        for name, taker in (await _start(dut, 0.5)).items():
+            content.hold(name, await taker.receive(8), 0.5)
+            taker.stop()
+
+
+async def _stop(dut, taker: _Taker, moment: int) -> None:
+    await ClockCycles(dut.clk, moment)
+    taker.stop()
 
 
 @cocotb.test()
-async def holds_the_clock_while_a_byte_waits(dut):
-    """The flash is asked for no bit beyond the byte that nobody takes."""
+async def reads_again_when_it_is_told(dut):
+    """A strobe of one cycle, as the store gives it, at any moment of a read."""
     given = bench.parameters()
-    bench.start_clock(dut.clk, given["clock_hz"] / 1e6)
+    bench.start_clocks(dut, given["clock_hz"] / 1e6)
+    content = _Content(dut, 20)
+    rng = random.Random(cocotb.RANDOM_SEED)
+    content.sleep()
+    takers = await _start(dut, 1)
+    for _ in range(6):
+        for name, taker in takers.items():
+            content.hold(name, await taker.receive(5), 1)
+            taker.stop()
+            Ports(dut, name).room.value = 1
+        await ClockCycles(dut.clk, rng.randrange(1, 40))
+        for name in OFFSETS:
+            Ports(dut, name).again.value = 1
+        await ClockCycles(dut.clk, 1)
+        takers = await _start(dut, 1, reset=False)
+    for taker in takers.values():
+        taker.stop()
+
+
+@cocotb.test()
+async def holds_the_clock_while_there_is_no_room(dut):
+    """The flash is asked for no bit beyond the first byte, of which the command calls for two."""
+    given = bench.parameters()
+    bench.start_clocks(dut, given["clock_hz"] / 1e6)
     content = _Content(dut, 4)
     for name in OFFSETS:
-        Ports(dut, name).o__ready.value = 0
+        Ports(dut, name).room.value = 0
     content.sleep()
     await bench.reset(dut, 8)
     await ClockCycles(dut.clk, max(given["start"].values()) + 100)
     for name in OFFSETS:
-        flash = getattr(dut, name).flash
-        assert int(flash.bits.value) == 32 + 8, f"{name}: bits after command and one byte"
-        assert Ports(dut, name).o__valid.value == 1
-        assert int(Ports(dut, name).o__payload.value) == content.expected[name][0]
+        assert int(getattr(dut, name).flash.bits.value) == 40 + 3, f"{name}: clocks"

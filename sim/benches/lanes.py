@@ -6,35 +6,50 @@ from dataclasses import asdict
 
 import cocotb
 import numpy as np
-from cocotb.triggers import RisingEdge
+from cocotb.triggers import FallingEdge, RisingEdge
 
 from compiler import arith
 from compiler.geometry import Geometry
 from hw.lanes import Lanes
 from sim import bench
-from sim.benches.points import Points, Ports, join, split
+from sim.benches.points import Points, Ports, join
 
 POINTS = {
-    "plain": Geometry(output_lanes=4),
-    "small": Geometry(input_lanes=4, stream_bits=32),
-    "deep": Geometry(activation_bits=3, output_lanes=2, stream_bits=32),
-    "shallow": Geometry(input_lanes=2, output_lanes=16, stream_bits=32),
-    "pair": Geometry(input_lanes=8, output_lanes=4, pixel_lanes=2, stream_bits=32),
+    "plain": (Geometry(output_lanes=4, pump=1), "inferred"),
+    "small": (Geometry(input_lanes=4, output_lanes=8, pump=1, stream_bits=32), "inferred"),
+    "shallow": (Geometry(input_lanes=2, pump=1, stream_bits=32), "inferred"),
+    "pumped": (Geometry(activation_bits=3, output_lanes=4, stream_bits=32), "inferred"),
+    "pair": (
+        Geometry(input_lanes=8, output_lanes=4, pixel_lanes=2, stream_bits=16),
+        "inferred",
+    ),
+    "blocks": (Geometry(), "spram"),
 }
 """Output lanes are all alike, so few of them do: each costs a second of compilation."""
 
 GRID = {
-    f"b{b}_{i}_{o}_{p}": Geometry(
-        activation_bits=b,
-        input_lanes=i,
-        output_lanes=o,
-        pixel_lanes=p,
-        word_channels=32,
-        accumulator_bits=b + 10,
-        stream_bits=32,
+    f"b{b}_{i}_{o}_{p}_{pump}": (
+        Geometry(
+            activation_bits=b,
+            input_lanes=i,
+            output_lanes=o,
+            pixel_lanes=p,
+            pump=pump,
+            word_channels=32,
+            accumulator_bits=b + 10,
+            stream_bits=16,
+        ),
+        primitive,
     )
     for b in (2, 5, 8)
-    for i, o, p in ((2, 16, 1), (8, 8, 4), (16, 16, 2), (32, 4, 4))
+    for i, o, p, pump, primitive in (
+        (2, 16, 1, 1, "inferred"),
+        (4, 16, 1, 2, "spram"),
+        (8, 8, 4, 1, "inferred"),
+        (8, 8, 2, 2, "spram"),
+        (16, 16, 2, 1, "inferred"),
+        (32, 4, 4, 2, "inferred"),
+    )
 }
 """For the nights."""
 
@@ -42,8 +57,9 @@ GRID = {
 def design(grid: bool = False):
     """Several geometries in one model."""
     points = GRID if grid else POINTS
-    blocks = Points({name: Lanes(geometry) for name, geometry in points.items()})
-    return {"": (blocks, {}, {"points": {name: asdict(g) for name, g in points.items()}})}
+    blocks = Points({name: Lanes(*point) for name, point in points.items()})
+    given = {"points": {name: asdict(geometry) for name, (geometry, _) in points.items()}}
+    return {"": (blocks, {"sources": ["SB_RAM40_4K"]}, given)}
 
 
 class _Tiles:
@@ -77,46 +93,55 @@ class _Tiles:
 
 async def _run(dut, name: str, geometry: Geometry, tiles: int, gap: float) -> int:
     """Drives a point; returns how many tiles it has held to account."""
-    ports, edge = Ports(dut, name), RisingEdge(dut.clk)
+    g, ports, edge, middle = geometry, Ports(dut, name), RisingEdge(dut.clk), FallingEdge(dut.clk)
     rng = np.random.default_rng([cocotb.RANDOM_SEED, len(name), int(gap * 10)])
-    draw, latency = _Tiles(geometry, rng), geometry.lane_cycles
+    draw = _Tiles(g, rng)
     kinds = ["lowest", "highest", *rng.choice(["random", "ends"], tiles)]
     steps: list[tuple[int, int, int, list[int]]] = []
     for kind in kinds:
         words, sums = draw.tile(kind)
         steps += [(*word, sums) for word in words]
-    due: dict[int, list[int]] = {}
-    weights, cycle, held = None, 0, 0
-    count = geometry.output_lanes * geometry.pixel_lanes
-    width = geometry.accumulator_bits
-    while steps or due or weights is not None:
-        ports.weights.value = int(rng.integers(1 << 30)) if weights is None else weights
+    values = g.output_lanes * g.pixel_lanes
+    due: dict[int, tuple[int, int]] = {}  # by cycle: what to address, and what must then come
+    weights, expected = None, None
+    cycle = held = clear = 0
+    while steps or due or expected is not None:
+        known = int(rng.integers(1 << 30)) if weights is None else weights
         weights = None
-        busy = bool(steps) and rng.random() >= gap
+        busy = bool(steps) and rng.random() >= gap and not (steps[0][2] and cycle < clear)
         ports.valid.value = int(busy)
         ports.last.value = int(rng.integers(2))
         if busy:
             x, weights, last, sums = steps.pop(0)
             ports.x.value, ports.last.value = x, last
             if last:
-                due[cycle + latency] = sums
+                due |= {cycle + g.lane_cycles + i: (i, total) for i, total in enumerate(sums)}
+                clear = cycle + max(values, g.tile_cycles)
+        address, coming = due.pop(cycle, (int(rng.integers(values)), None))
+        ports.sum_address.value = address
+        for number in range(g.pump):
+            if number:
+                await middle
+            ports.weights.value = known >> number * g.pass_weight_bits & (
+                (1 << g.pass_weight_bits) - 1
+            )
         await edge
-        expected = due.pop(cycle, None)
-        assert int(ports.captured.value) == (expected is not None), f"{name}: cycle {cycle}"
         if expected is not None:
-            got = split(int(ports.sums.value), width, count, signed=True).tolist()
-            assert got == expected, f"{name}, tile {held}: expected {expected}, got {got}"
+            got = ports.sum.value.to_signed()
+            assert got == expected, f"{name}, value {held}: expected {expected}, got {got}"
             held += 1
+        expected = coming
         cycle += 1
     ports.valid.value = 0
-    return held
+    assert held == len(kinds) * values
+    return len(kinds)
 
 
 @cocotb.test()
 async def sums_tiles(dut):
-    """Every tile's sums, exactly `Geometry.lane_cycles` after its last step."""
+    """Every tile's sums, each as early and as late as it may be addressed."""
     given = bench.parameters()
-    bench.start_clock(dut.clk)
+    bench.start_clocks(dut)
     points = {name: Geometry(**g) for name, g in given["points"].items()}
     for name in points:
         Ports(dut, name).valid.value = 0

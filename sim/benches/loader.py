@@ -7,7 +7,7 @@ from dataclasses import asdict
 
 import cocotb
 import numpy as np
-from cocotb.triggers import ClockCycles, RisingEdge, with_timeout
+from cocotb.triggers import ClockCycles, FallingEdge, RisingEdge, with_timeout
 
 from compiler import arith
 from compiler.geometry import Geometry
@@ -78,13 +78,23 @@ class _Engine:
         getattr(self.ports, name).value = 0
 
     async def read(self, kind: str, address: int) -> int:
-        """A word of parameters or weights, one cycle after its address."""
-        getattr(self.ports, f"{kind}_address").value = address
+        """Parameters of a channel or weights of a step, one cycle after their address."""
+        names = ("bias_address", "stairs_address") if kind == "param" else ("weight_address",)
+        ports = [getattr(self.ports, name) for name in names]
+        for port in ports:
+            port.value = address
         await self.edge
-        getattr(self.ports, f"{kind}_address").value = 0
+        for port in ports:
+            port.value = 0
+        halves = []
+        if kind == "weight" and self.g.pump > 1:
+            await FallingEdge(self.ports._dut.clk)
+            halves.append(int(self.ports.weights.value))
         await self.edge
-        data = self.ports.param_data if kind == "param" else self.ports.weights
-        return int(data.value)
+        if kind == "param":
+            bias = int(self.ports.bias.value)
+            return int(self.ports.stairs.value) << self.g.bias_bits | bias
+        return join([*halves, int(self.ports.weights.value)], self.g.pass_weight_bits)
 
     async def hold_params(self, params: tuple[Param, ...], where: str) -> None:
         """Compare the oldest bank of parameters, and turn to the other."""
@@ -170,7 +180,7 @@ async def _run(dut, name: str, geometry: Geometry, images: int, stall: str) -> i
 async def loads_ahead(dut):
     """Header, records, parameters and weights; nothing in use is written over."""
     given = bench.parameters()
-    bench.start_clock(dut.clk)
+    bench.start_clocks(dut)
     points = {name: Geometry(**g) for name, g in given["points"].items()}
     words = 0
     for stall in STALLS:
@@ -192,7 +202,7 @@ async def loads_ahead(dut):
 async def refuses(dut):
     """Wrong magic or geometry: ``error`` until reset, and not a word more is taken."""
     given = bench.parameters()
-    bench.start_clock(dut.clk)
+    bench.start_clocks(dut)
     for name, g in given["points"].items():
         geometry, ports = Geometry(**g), Ports(dut, name)
         words = Image.of(schedule(random_program(0), geometry)).words()

@@ -35,6 +35,8 @@ GRID = {
             word_channels=words,
             memory_depth=256,
             input_lanes=8,
+            output_lanes=8,
+            pump=1,
             pixel_lanes=1 + words // 32,
         ),
         primitive,
@@ -152,7 +154,7 @@ async def _run(dut, name: str, geometry: Geometry, cycles: int) -> int:
 async def reads_what_was_written(dut):
     """One client a cycle, the first that asks; masks a lane; data in the cycle after."""
     given = bench.parameters()
-    bench.start_clock(dut.clk)
+    bench.start_clocks(dut)
     for name in given["points"]:
         for client in CLIENTS:
             Ports(dut, f"{name}__{client}").valid.value = 0

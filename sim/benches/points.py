@@ -16,6 +16,7 @@ from hw.layout import struct
 SMALL = Geometry(
     input_lanes=4,
     output_lanes=8,
+    pump=1,
     memory_depth=1024,
     window_depth=64,
     weight_depth=128,
@@ -27,6 +28,7 @@ WIDE = Geometry(
     input_lanes=8,
     output_lanes=8,
     pixel_lanes=4,
+    pump=1,
     activation_bits=3,
     word_channels=32,
     memory_depth=2048,
@@ -47,7 +49,9 @@ EIGHT = Geometry(
 )
 """Eight bits: the input in one slice, parameters of two words."""
 
-PAIR = Geometry(input_lanes=8, output_lanes=4, pixel_lanes=2, memory_depth=2048, stream_bits=32)
+PAIR = Geometry(
+    input_lanes=8, output_lanes=4, pixel_lanes=2, pump=1, memory_depth=2048, stream_bits=32
+)
 """Two pixels at once, and two steps a memory word."""
 
 

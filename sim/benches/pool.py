@@ -165,7 +165,7 @@ async def _run(dut, name: str, geometry: Geometry, networks: int, stall: str) ->
 async def sums_windows(dut):
     """Every sum times 36/count, in the order of the residuals' words."""
     given = bench.parameters()
-    bench.start_clock(dut.clk)
+    bench.start_clocks(dut)
     points = {name: Geometry(**g) for name, g in given["points"].items()}
     values = 0
     for stall in STALLS:

@@ -49,13 +49,15 @@ PASSED_ON = [
     "channels",
     "layer_start",
     "gate",
-    "sums",
-    "captured",
+    "sum_address",
+    "sum",
     "byte_valid",
     "byte",
     "byte_ready",
-    "param_address",
-    "param_data",
+    "bias_address",
+    "bias",
+    "stairs_address",
+    "stairs",
     "input_done",
     "residual_read",
     "residual_write",
@@ -170,14 +172,19 @@ class _Bench:
         ports, g, rng = self.ports, self.g, self.rng
         due: dict[int, list[int]] = {}
         cycle = divided = 0
-        address, read = 0, None
+        addresses, read = (0, 0), None
+        sums: list[int] = []
+        asked = 0
         while True:
-            sums = due.pop(cycle, None)
-            width = len(ports.sums)
-            ports.captured.value = int(sums is not None)
-            ports.sums.value = self.noise(width) if sums is None else join(sums, g.accumulator_bits)
-            known = address < len(self.params)
-            ports.param_data.value = self.params[address] if known else self.noise(g.stream_bits)
+            # Addressed in the cycle before, when a tile's sums may just have come.
+            known = asked < len(sums)
+            ports.sum.value = sums[asked] if known else self.noise(g.accumulator_bits - 1)
+            sums = due.pop(cycle, sums)
+            rest = g.param_bits - g.bias_bits
+            known = [self.params[i] if i < len(self.params) else None for i in addresses]
+            bias, stairs = (self.noise(g.param_bits) if word is None else word for word in known)
+            ports.bias.value = bias & (1 << g.bias_bits) - 1
+            ports.stairs.value = stairs >> g.bias_bits & (1 << rest) - 1
             ports.residual_read__data.value = self.noise(g.word_bits) if read is None else read
             ports.want.value = int(bool(self.tiles) and rng.random() < 0.8)
             give = bool(self.words) and rng.random() < 0.8
@@ -189,7 +196,8 @@ class _Bench:
             divided = max(divided - 1, 0)
             await self.edge
             cycle += 1
-            address, read = int(ports.param_address.value), None
+            addresses, read = (int(ports.bias_address.value), int(ports.stairs_address.value)), None
+            asked = int(ports.sum_address.value)
             if ports.start.value == 1:
                 due[cycle - 1 + self.latency] = self.tiles.pop(0)
             if give and ports.i_pool__ready.value == 1:
@@ -390,7 +398,7 @@ async def _run(dut, name: str, geometry: Geometry, networks: int) -> int:
 async def requantises(dut):
     """Every residual, activation and score of every layer, no two in the same cycle."""
     given = bench.parameters()
-    bench.start_clock(dut.clk)
+    bench.start_clocks(dut)
     for name in given["points"]:
         ports = Ports(dut, name)
         for port in [
@@ -402,7 +410,7 @@ async def requantises(dut):
             "quotient_done",
         ]:
             getattr(ports, port).value = 0
-        ports.i_pool__valid.value = ports.captured.value = ports.record.value = 0
+        ports.i_pool__valid.value = ports.record.value = 0
         for port in ("residual_read", "residual_write", "activation_write"):
             getattr(ports, f"{port}__ready").value = 1
     await bench.reset(dut)

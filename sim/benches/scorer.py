@@ -32,7 +32,7 @@ def _scores(rng: random.Random, classes: int) -> list[int]:
 async def scores_and_names_the_highest(dut):
     """Every score once, in order; with the last one the class, ties to the lowest index."""
     given = bench.parameters()
-    bench.start_clock(dut.clk)
+    bench.start_clocks(dut)
     edge = RisingEdge(dut.clk)
     rng = random.Random(cocotb.RANDOM_SEED)
     dut.valid.value = 0

@@ -336,7 +336,7 @@ async def _run(dut, name: str, geometry: Geometry, networks: int) -> int:
 async def walks_windows(dut):
     """Every step's activations, weights and end of tile; every word of a pooling window."""
     given = bench.parameters()
-    bench.start_clock(dut.clk)
+    bench.start_clocks(dut)
     for name in given["points"]:
         ports = Ports(dut, name)
         ports.layer_start.value = ports.start.value = ports.record.value = 0

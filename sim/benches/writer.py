@@ -12,7 +12,7 @@ from cocotb.triggers import RisingEdge
 from compiler import arith
 from compiler.geometry import Geometry
 from compiler.schedule import Schedule, schedule
-from hw.writer import COLUMNS, InputWriter
+from hw.writer import InputWriter
 from sim import bench
 from sim.benches.networks import random_program
 from sim.benches.points import EIGHT, SMALL, WIDE, Points, Ports, fields, split
@@ -46,16 +46,17 @@ def window_words(plan: Schedule, q: np.ndarray) -> dict[int, np.ndarray]:
     region = plan.region(tensor.name)
     c, h, w = q.shape
     slices = arith.num_slices(tensor.bits, g.activation_bits)
-    wide = np.full((c, h, w + 2), tensor.zero, np.int64)
-    wide[:, :, 1:-1] = q
+    columns, guard = (1, 1) if g.plain_input else (3, 2)
+    wide = np.full((c, h, w + columns - 1), tensor.zero, np.int64)
+    wide[:, :, columns // 2 : columns // 2 + w] = q
     words = {}
     for s, digits in enumerate(arith.slices(wide, tensor.bits, g.activation_bits)):
         zero = int(arith.slices(np.array(tensor.zero), tensor.bits, g.activation_bits)[s])
-        first = region.first + s * (region.words // slices) + 2
+        first = region.first + s * (region.words // slices) + guard
         for y in range(h):
             for x in range(w):
                 lanes = np.full(g.word_channels, zero, np.int64)
-                for column in range(COLUMNS):
+                for column in range(columns):
                     at = column * g.tap_lanes
                     lanes[at : at + c] = digits[:, y, x + column]
                 words[first + y * w + x] = lanes
@@ -121,7 +122,7 @@ async def _run(dut, name: str, geometry: Geometry, rounds: int) -> int:
 async def writes_windows(dut):
     """Every word that the first layer will read, and no word outside the input's region."""
     given = bench.parameters()
-    bench.start_clock(dut.clk)
+    bench.start_clocks(dut)
     for name in given["points"]:
         ports = Ports(dut, name)
         ports.start.value = ports.q_valid.value = ports.memory__ready.value = 0

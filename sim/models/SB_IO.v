@@ -1,10 +1,9 @@
-// Model of the iCE40 pin cell, single data rate: simple, registered and inverted output, simple,
-// registered and latched input, with or without output enable. Double data rate (PIN_TYPE[3:2] of
-// 00 with an output) stops the simulation, for it is not modelled.
+// Model of the iCE40 pin cell: simple, registered, inverted and double data rate output, simple,
+// registered and latched input, with or without output enable.
 // Source of the behaviour: Lattice iCE40 technology library, SB_IO.
 //
 // PIN_TYPE[1:0]  00 registered input, 01 simple, 10 registered and latched, 11 latched
-// PIN_TYPE[3:2]  01 registered output, 10 simple, 11 registered and inverted
+// PIN_TYPE[3:2]  00 double data rate, 01 registered output, 10 simple, 11 registered and inverted
 // PIN_TYPE[5:4]  00 no output, 01 always, 10 by OUTPUT_ENABLE, 11 by registered OUTPUT_ENABLE
 
 module SB_IO (
@@ -27,7 +26,7 @@ module SB_IO (
     wire in_clk = INPUT_CLK ^ NEG_TRIGGER;
     wire out_clk = OUTPUT_CLK ^ NEG_TRIGGER;
 
-    reg in_rising, in_falling, out_q, enable_q;
+    reg in_rising, in_falling, out_q, enable_q, out_double;
 
     always @(posedge in_clk) if (CLOCK_ENABLE) in_rising <= PACKAGE_PIN;
     always @(negedge in_clk) if (CLOCK_ENABLE) in_falling <= PACKAGE_PIN;
@@ -35,6 +34,9 @@ module SB_IO (
         out_q <= D_OUT_0;
         enable_q <= OUTPUT_ENABLE;
     end
+    // One register for both halves of a cycle: a choice between two would glitch in simulation.
+    always @(posedge out_clk or negedge out_clk)
+        if (CLOCK_ENABLE) out_double <= out_clk ? D_OUT_0 : D_OUT_1;
 
     wire in_now = PIN_TYPE[0] ? PACKAGE_PIN : in_rising;
     assign D_IN_1 = in_falling;
@@ -48,18 +50,13 @@ module SB_IO (
         end
 
         if (PIN_TYPE[5:4] != 2'b00) begin : output_side
-            wire out = PIN_TYPE[3:2] == 2'b10 ? D_OUT_0 : PIN_TYPE[2] & PIN_TYPE[3] ? ~out_q : out_q;
+            wire out = PIN_TYPE[3:2] == 2'b10 ? D_OUT_0 : PIN_TYPE[3:2] == 2'b00 ? out_double :
+                PIN_TYPE[2] & PIN_TYPE[3] ? ~out_q : out_q;
             if (PIN_TYPE[5:4] == 2'b01) begin : always_on
                 assign PACKAGE_PIN = out;
             end else begin : tristate
                 wire enable = PIN_TYPE[4] ? enable_q : OUTPUT_ENABLE;
                 assign PACKAGE_PIN = enable ? out : 1'bz;
-            end
-            if (PIN_TYPE[3:2] == 2'b00) begin : unmodelled
-                initial begin
-                    $display("error: SB_IO must not be double data rate in simulation (PIN_TYPE %b)", PIN_TYPE);
-                    $fatal(1);
-                end
             end
         end
     endgenerate

@@ -9,7 +9,8 @@ module board (
     output busy,
     output error
 );
-    wire flash_cs_n, flash_clk, flash_copi, flash_cipo;
+    wire flash_cs_n, flash_clk, flash_copi, flash_cipo, flash_drives, flash_io0;
+    assign flash_copi = flash_drives ? flash_io0 : 1'bz;
 
     top top (
         .clk(clk),
@@ -28,6 +29,8 @@ module board (
         .cs_n(flash_cs_n),
         .clk(flash_clk),
         .copi(flash_copi),
-        .cipo(flash_cipo)
+        .cipo(flash_cipo),
+        .drives(flash_drives),
+        .io0(flash_io0)
     );
 endmodule

@@ -1,9 +1,10 @@
 // Behavioural model of an SPI NOR flash of 16 MiB, as far as reading goes: power-down (0xB9),
-// release from it (0xAB), and read (0x03). SPI mode 0.
+// release from it (0xAB), read (0x03), and fast read with two outputs (0x3B). SPI mode 0.
 //
 // It starts powered down, as the configuration of an iCE40 leaves it. Powered down it obeys nothing
 // but 0xAB, and for WAKE_NS after that nothing at all. While it does not send, `cipo` is random: on
-// a board it floats. What a host must not do (timing, clock while deselected, commands cut short)
+// a board it floats; so it is from HOLD_NS to VALID_NS after the edge that calls for the next bits.
+// The other data pin, which is `copi`, it drives with `io0` while `drives` is high. What a host must not do (timing, clock while deselected, commands cut short)
 // ends the simulation.
 //
 // +flash=FILE is written at byte +flash_offset=N (decimal); all else is erased. A bench can also
@@ -16,15 +17,20 @@ module spi_flash #(
     parameter SIZE     = 1 << 24,  // bytes
     parameter WAKE_NS  = 3000.0,   // tRES1
     parameter CLOCK_NS = 20.0,     // 1 / fR, of 0x03
+    parameter FAST_NS  = 9.6,      // 1 / fC, of 0x3B
+    parameter HOLD_NS  = 1.5,      // tCLQX
+    parameter VALID_NS = 6.0,      // tCLQV
     parameter SELECT_NS = 5.0,     // tSLCH
     parameter DESELECT_NS = 50.0   // tSHSL2
 ) (
     input      cs_n,
     input      clk,
     input      copi,
-    output reg cipo
+    output reg cipo,
+    output reg drives,
+    output reg io0
 );
-    localparam POWER_DOWN = 8'hB9, RELEASE = 8'hAB, READ = 8'h03;
+    localparam POWER_DOWN = 8'hB9, RELEASE = 8'hAB, READ = 8'h03, DUAL = 8'h3B;
 
     reg [7:0] mem [0:SIZE-1];
 
@@ -35,7 +41,9 @@ module spi_flash #(
     reg [23:0] address = 0;
     reg        selected = 0;
     reg        obeys = 0;       // this command
-    integer    bits = 0;        // taken since selection
+    integer    bits = 0;        // clocks since selection
+    wire       dual = command == DUAL;
+    wire [5:0] first = dual ? 40 : 32;  // clocks before the first data
 
     string  file;
     integer handle, offset, i, got;
@@ -63,7 +71,7 @@ module spi_flash #(
 
     always @(posedge cs_n) if (selected) begin
         selected = 0;
-        if (bits < 8 || (command == READ && bits < 32))
+        if (bits < 8 || ((command == READ || dual) && bits < first))
             $fatal(1, "spi_flash: command cut short after %0d bits", bits);
         if (obeys && bits == 8) begin
             if (command == RELEASE && asleep) begin
@@ -73,18 +81,20 @@ module spi_flash #(
             if (command == POWER_DOWN) asleep = 1;
         end
         deselected_at = $realtime;
+        drives = 0;
     end
 
     always @(posedge clk) begin
         if (cs_n) $fatal(1, "spi_flash: clk must rest while cs_n is high");
-        if ($realtime - selected_at < SELECT_NS || $realtime - rose_at < CLOCK_NS)
+        if ($realtime - selected_at < SELECT_NS
+            || $realtime - rose_at < (bits >= 8 && dual ? FAST_NS : CLOCK_NS))
             $fatal(1, "spi_flash: clk is too fast");
         rose_at = $realtime;
         if (bits < 8) command = {command[6:0], copi};
         else if (bits < 32) address = {address[22:0], copi};
         bits = bits + 1;
         if (bits == 8) begin
-            if (command != POWER_DOWN && command != RELEASE && command != READ)
+            if (command != POWER_DOWN && command != RELEASE && command != READ && command != DUAL)
                 $fatal(1, "spi_flash: unknown command %h", command);
             if (asleep && command != RELEASE) obeys = 0;
         end
@@ -93,13 +103,24 @@ module spi_flash #(
     always @(copi)
         if (!cs_n && clk && bits <= 32) $fatal(1, "spi_flash: copi must rest while clk is high");
 
-    // The first bit of a byte comes with the falling edge after the last one of the byte before.
+    // The first bits of a byte come with the falling edge after the last ones of the byte before.
+    reg        next_cipo, next_io0, next_drives;
     always @(negedge clk)
         if (!cs_n) begin
-            cipo = $urandom;
-            if (obeys && command == READ && bits >= 32) begin
-                cipo = mem[address][7 - bits % 8];
+            {next_cipo, next_io0} = $urandom;
+            next_drives = obeys && dual && bits >= first;
+            if (obeys && command == READ && bits >= first) begin
+                next_cipo = mem[address][7 - bits % 8];
                 if (bits % 8 == 7) address = address + 1;
             end
+            if (next_drives) begin
+                {next_cipo, next_io0} = mem[address] >> 6 - 2 * (bits % 4);
+                if (bits % 4 == 3) address = address + 1;
+            end
+            #(HOLD_NS);
+            {cipo, io0} = $urandom;
+            #(VALID_NS - HOLD_NS);
+            {cipo, io0} = {next_cipo, next_io0};
+            drives = next_drives && !cs_n;
         end
 endmodule

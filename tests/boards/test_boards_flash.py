@@ -41,7 +41,7 @@ def bitstream(tmp_path):
 @pytest.fixture
 def image(tmp_path):
     file = tmp_path / "image.bin"
-    file.write_bytes(frame(range(1000), 32))
+    file.write_bytes(frame(range(1000), 32, 1000, 14))
     return file
 
 
@@ -106,8 +106,8 @@ def test_no_bitstream(path, bitstream, content):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda data: b"", "must begin with 4e474953, not nothing"),
-        (lambda data: b'{"form' + data, "must begin with 4e474953, not 7b22666f"),
+        (lambda data: b"", "must begin with 5349474e, not nothing"),
+        (lambda data: b'{"form' + data, "must begin with 5349474e, not 7b22666f"),
         (lambda data: data[:-1], "must end with its CRC-32"),
         (lambda data: data[:500] + bytes([data[500] ^ 4]) + data[501:], "must end with its CRC-32"),
     ],
@@ -129,7 +129,7 @@ def test_missing_file(path, tmp_path):
 
 def test_image_too_large(path, bitstream, image):
     board = dataclasses.replace(ICEBREAKER, flash=flash_of(4000))
-    with pytest.raises(UsageError, match=r"must fit the flash .* \(4,000 bytes\), but has 4,012"):
+    with pytest.raises(UsageError, match=r"must fit the flash .* \(4,000 bytes\), but has 4,016"):
         flash.plan(board, bitstream, image)
 
 

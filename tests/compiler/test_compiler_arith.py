@@ -234,3 +234,55 @@ def test_pair_sum_is_the_dot_product_less_the_negated_pairs() -> None:
 
 def test_the_sign_of_zero_is_plus() -> None:
     assert arith.sign(np.array([-0.5, -0.0, 0.0, 2.0])).tolist() == [-1, 1, 1, 1]
+
+
+# -- maxima, and staircases before them ------------------------------------------------------------
+
+staircases = st.builds(
+    lambda bits, f, t, d, g: Staircase(bits, f, (t,), (d,), (g,)),
+    st.integers(1, 8),
+    st.integers(0, 8),
+    st.integers(-(1 << 20), 1 << 20),
+    st.integers(1, 1 << 14),
+    st.sampled_from([-1, 0, 1]),
+)
+
+
+@given(staircases, st.integers(-(1 << 14), 1 << 14))
+@settings(max_examples=500, deadline=None)
+def test_a_complemented_staircase_is_the_rest_to_the_top(s: Staircase, x: int) -> None:
+    at = np.array([x])
+    assert s.complemented((True,))(at, 0)[0] == (1 << s.bits) - 1 - s(at, 0)[0]
+    assert s.complemented((False,)) == s
+
+
+@given(staircases, st.integers(-3000, 3000), st.integers(0, 500))
+@settings(max_examples=500, deadline=None)
+def test_a_staircase_exceeds_its_bits_where_one_more_bit_would_say_so(
+    s: Staircase, low: int, length: int
+) -> None:
+    wider = Staircase(s.bits + 1, s.fraction_bits, s.offsets, s.divisors, s.gains)
+    answers = wider(np.arange(low, low + length + 1)[None, :], 0)
+    assert s.exceeds(low, low + length) == bool((answers >= 1 << s.bits).any())
+
+
+@pytest.mark.parametrize(
+    ("kernel", "stride", "pads"),
+    [
+        (2, 2, Pads(0, 0, 0, 0)),
+        (3, 2, Pads(1, 1, 1, 1)),
+        (3, 2, Pads(0, 0, 1, 1)),
+        (3, 1, Pads(0, 2, 0, 0)),
+    ],
+)
+def test_max_pool_is_the_largest_of_each_window(kernel: int, stride: int, pads: Pads) -> None:
+    q = np.random.default_rng(0).integers(0, 16, (2, 3, 6, 7))
+    got = arith.max_pool(q, kernel, stride, pads)
+    h, w = pads.output_size((6, 7), kernel, stride)
+    assert got.shape == (2, 3, h, w)
+    for y in range(h):
+        for x in range(w):
+            top, left = y * stride - pads.top, x * stride - pads.left
+            rows = slice(max(top, 0), top + kernel)
+            window = q[:, :, rows, max(left, 0) : left + kernel]
+            assert (got[:, :, y, x] == window.max(axis=(2, 3))).all()

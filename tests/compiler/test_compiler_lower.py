@@ -10,12 +10,13 @@ import pytest
 
 from compiler import arith, golden
 from compiler import graph as ir
+from compiler import lower as lowering
 from compiler.arith import Pads
 from compiler.checkpoint import Checkpoint
 from compiler.errors import LoweringError
 from compiler.graph import Graph, build
-from compiler.lower import RESIDUAL_BITS, lower, mean_before_head, quantised
-from compiler.program import Add, Conv, Op, Pool, Program, Quantise, SumPixels
+from compiler.lower import RESIDUAL_BITS, Affine, Stream, lower, mean_before_head, quantised
+from compiler.program import Add, Conv, Op, Pool, Program, Quantise, SumPixels, Tensor
 from tests.support.networks import random_checkpoint, random_images, random_program
 
 NETWORKS: dict[str, dict[str, Any]] = {
@@ -134,6 +135,58 @@ def test_channel_scales_pass_a_division() -> None:
     program = random_program(0, channel_scales=True)
     adds = [op for op in program.ops if isinstance(op, Add)]
     assert adds and all(op.division is not None and op.shift == 0 for op in adds)
+
+
+def test_an_addend_of_nothing_is_named() -> None:
+    graph = build(random_checkpoint(0))
+    nodes: list[ir.Node] = []
+    for node in graph.nodes:
+        if isinstance(node, ir.Conv) and node.name == "stage2.block1.conv2":
+            node = replace(node, scale=np.zeros(8))
+        nodes.append(node)
+    with pytest.raises(
+        LoweringError, match=r"stage2.block1.r: the addend stage2.block1.conv2 must not be constant"
+    ):
+        lower(Graph(graph.network, tuple(nodes), graph.labels))
+
+
+def test_channels_without_a_scale_add_nothing() -> None:
+    graph = build(random_checkpoint(0, channel_scales=True))
+    nodes: list[ir.Node] = []
+    for node in graph.nodes:
+        if isinstance(node, ir.Conv) and node.name == "stage1.block1.conv2":
+            node = replace(node, scale=np.where(np.arange(4) == 2, 0.0, node.scale))
+        nodes.append(node)
+    images = random_images(3, 4, (3, 8, 8))
+    program = lower(Graph(graph.network, tuple(nodes), graph.labels))
+    tensors = golden.run(program, images, ["conv0.r", "stage1.block1.r"]).tensors
+    before, behind = tensors["conv0.r"], tensors["stage1.block1.r"]
+    same = (before == behind).all(axis=(0, 2, 3))
+    assert same.tolist() == [False, False, True, False]
+
+
+def test_divisions_clip_nothing_below_a_scores_width() -> None:
+    """Whatever rounding makes of the divisors: the hardware clips at a score's width alone."""
+    narrow = 0
+    for seed in range(4):
+        program = random_program(seed, channel_scales=True, learned=True)
+        for op in program.ops:
+            if isinstance(op, Add) and op.division is not None:
+                source = program[op.source]
+                assert op.division.bits <= arith.SCORE_BITS
+                assert not op.division.exceeds(source.low, source.high)
+                narrow += op.division.bits < arith.SCORE_BITS
+    assert narrow > 8
+
+
+def test_a_division_is_a_bit_wider_where_a_rounded_divisor_makes_it_reach_further() -> None:
+    """2,050 at 1/1.0015 of a unit each are 2,046.9; d is 256, and they become 2,050 units."""
+    acc = Tensor("x.acc", "accumulator", 1, 1, 1, -2050, 2050)
+    addend = Affine("x", np.array([2046.9 / 2050]), np.zeros(1))
+    division = lowering._division(addend, acc, Stream(None, unit=1.0, bits=16))
+    assert (division.divisors, division.bits) == ((256,), 13)
+    ends = division(np.array([[[-2050, 2050]]])) - (1 << 12)
+    assert ends.ravel().tolist() == [-2050, 2050]
 
 
 def test_misaligned_steps_pass_a_division_too() -> None:
@@ -365,3 +418,17 @@ def test_an_unquantised_convolution_is_refused_by_name() -> None:
     )
     with pytest.raises(LoweringError, match=r"conv2: the input of a convolution must be quant"):
         lower(Graph(graph.network, nodes, graph.labels))
+
+
+def test_scores_of_one_slope_are_as_fine_as_16_bits_are() -> None:
+    """Classes that differ by one accumulator, or by a 30th of the intercept, are told apart."""
+    acc = Tensor("x.acc", "accumulator", 5, 1, 1, -480, 480)
+    one = Affine("x", np.full(5, 0.3), np.array([0.0, 0.01, -0.01, 5.0, 0.0]))
+    step = lowering.score_step(one, acc)
+    stairs = arith.staircase(one.slope, one.intercept, step, 1 << 15, arith.SCORE_BITS)
+    x = np.tile(np.arange(-480, 481), (5, 1))
+    scores = (stairs(x, 0) - (1 << 15)) * step
+    assert np.abs(scores - (0.3 * x + one.intercept[:, None])).max() <= step / 2 * 1.0001
+    assert step < 0.3 / 50
+    several = Affine("x", np.linspace(0.2, 0.3, 5), one.intercept)
+    assert lowering.score_step(several, acc) > 0.3  # rounded divisors are the larger error

@@ -61,6 +61,15 @@ def assert_same_answers(graph: ir.Graph, path: Path, quantised: bool = False) ->
     np.testing.assert_allclose(scores.reshape(expected.shape), expected, atol=2e-4, rtol=1e-4)
 
 
+def assert_close_integers(graph: ir.Graph) -> None:
+    """The Program at 8 bits comes near the Graph without quantisers."""
+    images = random_images(4, 16, graph.image.shape)
+    program = program_of(graph, 8, images)
+    close = ir.scores(graph, images, quantised=False)
+    scores = golden.run(program, images).scores * program.scores.step
+    assert np.abs(scores - close).max() < 0.1 * np.ptp(close)
+
+
 # -- our own files ---------------------------------------------------------------------------------
 
 NETWORKS: list[dict[str, Any]] = [
@@ -298,11 +307,7 @@ def test_residual_networks_from_torch(
     assert [q.zero for q in graph.all(ir.Quantiser)] == [128, 0, 0, 0]
     if head != "softmax":  # which is left out
         assert_same_answers(graph, path)
-    images = random_images(4, 16, (3, 8, 8))
-    program = program_of(graph, 8, images)
-    close = ir.scores(graph, images, quantised=False)
-    scores = golden.run(program, images).scores * program.scores.step
-    assert np.abs(scores - close).max() < 0.1 * np.ptp(close)
+    assert_close_integers(graph)
 
 
 @TORCH_WARNINGS
@@ -314,11 +319,71 @@ def test_plain_networks_from_torch(form: str, dynamo: bool, tmp_path: Path) -> N
     kernels = [conv.kernel for conv in graph.all(ir.Conv)]
     assert kernels == [3, 3, 4, 1]
     assert_same_answers(graph, path)
-    images = random_images(4, 16, (3, 8, 8))
-    program = program_of(graph, 8, images)
-    close = ir.scores(graph, images, quantised=False)
-    scores = golden.run(program, images).scores * program.scores.step
-    assert np.abs(scores - close).max() < 0.1 * np.ptp(close)
+    assert_close_integers(graph)
+
+
+class Vgg(nn.Module):
+    """Maxima of every kind that torch has words for, and fully connected layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv0, self.conv1 = Signs(3, 8, 3, 1, "where"), Signs(8, 8, 3, 1, "behind")
+        self.conv2 = Signs(8, 16, 3, 1, "bwn")
+        self.bn0, self.bn1 = nn.BatchNorm2d(3), nn.BatchNorm2d(8)
+        self.bn2, self.bn3 = nn.BatchNorm2d(8), nn.BatchNorm2d(16)
+        self.fc1, self.fc2 = nn.Linear(64, 16, bias=False), nn.Linear(16, 5)
+        self.bn4 = nn.BatchNorm1d(16)
+        with torch.no_grad():
+            for layer in (self.fc1, self.fc2):
+                layer.weight.copy_(layer.weight.sign() * conv_scale(layer.in_features))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv0(self.bn0(x.float()))
+        x = F.relu(self.bn1(F.max_pool2d(x, 3, 1, 1)))  # of sums, padded
+        x = F.relu(F.max_pool2d(self.bn2(self.conv1(x)), 3, 2, ceil_mode=True))
+        x = F.max_pool2d(F.relu(self.bn3(self.conv2(x))), 2)  # of activations
+        return self.fc2(F.dropout(F.relu(self.bn4(self.fc1(x.flatten(1)))), 0.5, self.training))
+
+
+@TORCH_WARNINGS
+@pytest.mark.parametrize("dynamo", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_vgg_from_torch(dynamo: bool, tmp_path: Path) -> None:
+    torch.manual_seed(3)
+    path = export(trained(Vgg()), tmp_path / "net.onnx", dynamo)
+    graph = onnx_read.read(path)
+    pools = [(pool.kernel, pool.stride, pool.pads) for pool in graph.all(ir.MaxPool)]
+    assert pools == [
+        (3, 1, Pads(1, 1, 1, 1)),
+        (3, 2, Pads(0, 0, 1, 1)),
+        (2, 2, Pads(0, 0, 0, 0)),
+    ]
+    assert_same_answers(graph, path)
+    assert_close_integers(graph)
+
+
+@pytest.mark.parametrize(
+    ("size", "pads", "kernel", "stride", "more"),
+    [(8, 0, 3, 2, 1), (7, 0, 3, 2, 0), (8, 0, 2, 2, 0), (7, 0, 2, 2, 1), (2, 1, 2, 3, 0)],
+)
+def test_windows_over_the_edge(size: int, pads: int, kernel: int, stride: int, more: int) -> None:
+    """Of ceil_mode, as torch has it: a window that begins behind the map is none."""
+    x = torch.arange(float(size * size)).reshape(1, 1, size, size)
+    expected = F.max_pool2d(x, kernel, stride, pads, ceil_mode=True)
+    over = onnx_read.overhang(size, pads, pads, kernel, stride)
+    assert over == more
+    assert expected.shape[-1] == (size + 2 * pads + over - kernel) // stride + 1
+
+
+@TORCH_WARNINGS
+def test_a_skip_that_takes_every_second_pixel_is_refused_by_name(tmp_path: Path) -> None:
+    class Strided(Residual):
+        def shortcut(self, x: Tensor, like: Tensor) -> Tensor:
+            return F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, 0, like.shape[1] - x.shape[1]))
+
+    path = export(trained(Strided("where", "", "mean", True)), tmp_path / "net.onnx", False)
+    message = r"\(Slice\): it takes every second pixel: .* must be the mean of 3x3 pixels, stride 2"
+    with pytest.raises(LoweringError, match=message):
+        onnx_read.read(path)
 
 
 @TORCH_WARNINGS
@@ -794,7 +859,10 @@ REFUSALS: list[tuple[Callable[[onnx.ModelProto], None], str]] = [
     (operator(RELU, "Elu"), r"\(Elu\): this operator has no integer form here"),
     (operator(RELU, "Identity"), "a convolution must read a ReLU or a quantiser, not batch norm"),
     (operator("stage1.block1.bn2.relu", "Softmax"), "it must be the last operator"),
-    (operator(POOL, "MaxPool", kernel_shape=[3, 3]), r"\(MaxPool\): this operator has no integer"),
+    (
+        operator(POOL, "MaxPool", kernel_shape=[3, 3]),
+        r"\(MaxPool\): a maximum must read sums or activations, not addition stage1.block1.r",
+    ),
     (attribute("kernel_shape", [2, 2], POOL), r"a pool must be 3x3 with stride 2, or global"),
     (attribute("strides", [1, 1], POOL), r"not \[3, 3\] with \[1, 1\]"),
     (both(attribute("pads", [2] * 4, POOL), uncounted), "must hold 9, 6 or 4 pixels"),

@@ -38,11 +38,18 @@ def test_flash_wrong_clock(clock_hz):
         FlashReader(clock_hz, 0)
 
 
+@pytest.mark.parametrize("cycles", [0, 3])
+def test_flash_wrong_clock_cycles(cycles):
+    with pytest.raises(ValueError, match=rf"^clock_cycles must be 1 or 2, not {cycles}$"):
+        FlashReader(18e6, 0, cycles)
+
+
+@pytest.mark.parametrize("cycles", [1, 2])
 @pytest.mark.parametrize("clock_hz", [1e6, 16e6, 18e6, 33e6, 100e6])
-def test_flash_waits_long_enough(clock_hz):
-    """What lies between the end of the wake-up and the first byte's bits: pause and command."""
-    between = FlashReader(clock_hz, 0).start_cycles - 16 - 16 - 1 - 64
-    assert between / clock_hz >= WAKE_SECONDS
+def test_flash_waits_long_enough(clock_hz, cycles):
+    """What lies between the end of the wake-up and the first bits: pause and command."""
+    clocks = FlashReader(clock_hz, 0, cycles).start_cycles / cycles - 16 - 40 - 3
+    assert clocks * cycles / clock_hz >= WAKE_SECONDS
 
 
 @pytest.mark.parametrize("bits", [3, 5, 6, 7])
@@ -83,7 +90,7 @@ def test_arbiter_wrong_kind():
 
 
 def test_pool_word_of_too_many_residuals():
-    geometry = Geometry(input_lanes=4, output_lanes=16, word_channels=64)
+    geometry = Geometry(input_lanes=8, output_lanes=16, word_channels=64)
     assert geometry.residual_lanes == 16
     with pytest.raises(ValueError, match=r"^residual_lanes must be at most 9, not 16$"):
         Pool(geometry)

@@ -3,7 +3,7 @@
 import random
 
 import cocotb
-from cocotb.triggers import RisingEdge, Timer
+from cocotb.triggers import FallingEdge, RisingEdge, Timer
 
 from sim import bench
 
@@ -121,26 +121,33 @@ async def rgb(dut):
 
 @cocotb.test(timeout_time=1, timeout_unit="ms")
 async def pins_out(dut):
-    """Simple outputs follow at once, registered ones at the edge, inverted ones turned over."""
+    """Simple outputs follow at once, registered ones at the edge, inverted ones turned over; double
+    data rate is the one input as at the rising edge, then the other as at the falling one."""
     rng = random.Random(cocotb.RANDOM_SEED)
-    bench.start_clock(dut.clk)
+    bench.start_clocks(dut)
     await RisingEdge(dut.clk)
     value = 0
     for _ in range(100):
         await RisingEdge(dut.clk)
         before, value = value, rng.getrandbits(1)
-        dut.out.value = value
+        second = rng.getrandbits(1)
+        dut.out.value, dut.other.value = value, second
         await Timer(1, "ns")
         assert dut.pin_simple.value == value
         assert dut.pin_registered.value == before
         assert dut.pin_inverted.value == 1 - before
+        assert dut.pin_double.value == before
+        await FallingEdge(dut.clk)
+        dut.other.value = 1 - second
+        await Timer(1, "ns")
+        assert dut.pin_double.value == second
 
 
 @cocotb.test(timeout_time=1, timeout_unit="ms")
 async def pins_in(dut):
     """Simple inputs follow at once, registered ones at the edge; a latched one holds."""
     rng = random.Random(cocotb.RANDOM_SEED)
-    bench.start_clock(dut.clk)
+    bench.start_clocks(dut)
     dut.hold.value = 0
     value = held = 0
     dut.pin_in.value = 0
@@ -171,7 +178,7 @@ async def pins_both(dut):
 @cocotb.test(timeout_time=1, timeout_unit="ms")
 async def logic(dut):
     """The look-up table is its table; the flip-flop moves at the edge."""
-    bench.start_clock(dut.clk)
+    bench.start_clocks(dut)
     for select in range(16):
         dut.select.value = select
         await RisingEdge(dut.clk)

@@ -17,7 +17,7 @@ async def increments(dut):
     """Every word comes out plus one, in order, whatever the stalls."""
     given = bench.parameters()
     source_stall, sink_stall = PATTERNS[given["source"]], PATTERNS[given["sink"]]
-    bench.start_clock(dut.clk)
+    bench.start_clocks(dut)
     source = StreamSource(dut, "i", stall=source_stall)
     sink = StreamSink(dut, "o", stall=sink_stall)
     await bench.reset(dut)

@@ -49,7 +49,7 @@ async def dies(dut):
 
 @cocotb.test()
 async def hangs(dut):
-    bench.start_clock(dut.clk)
+    bench.start_clocks(dut)
     await Event().wait()
 
 
@@ -68,7 +68,7 @@ async def memory(dut):
     """Contents are there from the start, and can be replaced by the bench."""
     contents = bench.parameters()["contents"]
     memory = dut.table.mem if hasattr(dut.table, "mem") else dut.table
-    bench.start_clock(dut.clk)
+    bench.start_clocks(dut)
     await bench.reset(dut)
     for address, expected in enumerate(contents):
         dut.address.value = address

@@ -12,7 +12,7 @@ module cells (
     output [2:0] rgb,
     input        out, enable, other, hold,
     input        pin_in,
-    output       pin_simple, pin_registered, pin_inverted,
+    output       pin_simple, pin_registered, pin_inverted, pin_double,
     output       in_simple, in_registered, in_latched, in_both,
     input  [3:0] select,
     output       lut, flop
@@ -36,10 +36,14 @@ module cells (
         .RGB0(rgb[0]), .RGB1(rgb[1]), .RGB2(rgb[2])
     );
 
-    wire w_simple, w_registered, w_inverted, w_in, w_both;
+    wire w_simple, w_registered, w_inverted, w_double, w_in, w_both;
     SB_IO #(.PIN_TYPE(6'b011001)) o0 (.PACKAGE_PIN(w_simple), .D_OUT_0(out));
     SB_IO #(.PIN_TYPE(6'b010101)) o1 (.PACKAGE_PIN(w_registered), .D_OUT_0(out), .OUTPUT_CLK(clk));
     SB_IO #(.PIN_TYPE(6'b011101)) o2 (.PACKAGE_PIN(w_inverted), .D_OUT_0(out), .OUTPUT_CLK(clk));
+    SB_IO #(.PIN_TYPE(6'b010001)) o3 (
+        .PACKAGE_PIN(w_double), .D_OUT_0(out), .D_OUT_1(other), .OUTPUT_CLK(clk)
+    );
+    assign pin_double = w_double;
     assign pin_simple = w_simple;
     assign pin_registered = w_registered;
     assign pin_inverted = w_inverted;

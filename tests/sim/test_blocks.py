@@ -13,6 +13,7 @@ BLOCKS = (
     "flash",
     "lanes",
     "loader",
+    "maximum",
     "memory",
     "pool",
     "requantise",

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from compiler import graph as ir
-from compiler.arith import conv_scale
+from compiler.arith import Pads, conv_scale
 from compiler.calibrate import calibrate
 from compiler.checkpoint import (
     Checkpoint,
@@ -104,6 +104,73 @@ def random_checkpoint(
     calibrated = calibrate(graph, bits, images)
     steps = {q.name.removesuffix(".q"): float(q.step or 0) for q in calibrated.all(ir.Quantiser)}
     return validate(replace(checkpoint, quantiser=Quantiser(bits, steps)))
+
+
+def random_vgg(
+    seed: int = 0,
+    shape: tuple[int, int, int] = (3, 8, 8),
+    channels: tuple[int, ...] = (6, 10),
+    dense: tuple[int, ...] = (12, 5),
+    bits: int | None = 4,
+    *,
+    pool: tuple[int, int, Pads] = (2, 2, Pads(0, 0, 0, 0)),
+    pool_first: bool = True,
+) -> ir.Graph:
+    """A plain network in the manner of VGG and BinaryConnect, steps chosen from random images.
+
+    Parameters
+    ----------
+    channels : of each stage: two 3x3 convolutions, and a maximum behind the second
+    dense : outputs of the fully connected layers; the first reads the whole last map
+    pool : (kernel, stride, pads) of the maxima
+    pool_first : bool
+        The maximum stands before the batch norm (some of whose scales are negative), else behind
+        the ReLU.
+    """
+    rng = np.random.default_rng([seed, 4])
+    images = random_images(seed, 32, shape)
+    nodes: list[ir.Node] = [ir.Input("image", shape)]
+    value = images.astype(np.float64)
+
+    def add(node: ir.Node) -> None:
+        nonlocal value
+        nodes.append(node)
+        value = ir.evaluate(node, [value], quantised=False)
+
+    def norm(name: str) -> None:
+        c, mean, variance = value.shape[1], value.mean(axis=(0, 2, 3)), value.var(axis=(0, 2, 3))
+        gamma = rng.uniform(0.5, 1.5, c) * rng.choice([-1, 1], c, p=[0.3, 0.7])
+        beta = rng.normal(0.2, 0.3, c)
+        add(ir.BatchNorm(name, nodes[-1].name, mean, variance, gamma, beta, 1e-5))
+
+    def conv(name: str, c_out: int, kernel: int, pads: Pads) -> None:
+        signs = rng.choice(np.array([-1, 1], np.int8), (c_out, value.shape[1], kernel, kernel))
+        scale = np.float64(conv_scale(signs[0].size, 4.0))
+        add(ir.Conv(name, nodes[-1].name, signs, np.asarray(scale), 1, pads))
+
+    def activation(name: str, maximum: bool = False) -> None:
+        if maximum and pool_first:
+            add(ir.MaxPool(f"{name}.pool", nodes[-1].name, *pool))
+        norm(f"{name}.bn")
+        add(ir.Relu(f"{name}.relu", f"{name}.bn"))
+        if maximum and not pool_first:
+            add(ir.MaxPool(f"{name}.pool", nodes[-1].name, *pool))
+        add(ir.Quantiser(f"{name}.q", nodes[-1].name, 8, 0, None))
+
+    norm("input.bn")
+    add(ir.Quantiser("input.q", "input.bn", 8, 128, None))
+    for stage, c in enumerate(channels, 1):
+        for i in (1, 2):
+            conv(f"conv{stage}.{i}", c, 3, Pads(1, 1, 1, 1))
+            activation(f"conv{stage}.{i}", maximum=i == 2)
+    for i, c in enumerate(dense, 1):
+        conv(f"dense{i}", c, value.shape[-1], Pads(0, 0, 0, 0))
+        if i < len(dense):
+            activation(f"dense{i}")
+    norm("scores.bn")
+    name = "x".join(map(str, channels))
+    graph = ir.Graph(f"vgg{name}", tuple(nodes), tuple(map(str, range(dense[-1]))))
+    return graph if bits is None else calibrate(graph, bits, images)
 
 
 def random_program(seed: int = 0, residual_bits: int | None = 16, **options: Any) -> Program:

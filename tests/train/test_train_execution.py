@@ -14,9 +14,8 @@ import pytest
 import torch
 from rich.console import Console
 
-from compiler.checkpoint import load
 from compiler.datasets import Dataset
-from compiler.errors import CheckpointError, UsageError
+from compiler.errors import UsageError
 from tests.train.small import job
 from train import folders
 from train.data import Augmentation, splits
@@ -232,7 +231,7 @@ def test_tensorboard_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
         pass
 
 
-# -- what a checkpoint cannot express --------------------------------------------------------------
+# -- every form is a checkpoint --------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -244,32 +243,14 @@ def test_tensorboard_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
     ],
     ids=str,
 )
-def test_a_network_beyond_checkpoints_is_kept_whole(
+def test_rare_forms_train_and_are_deployed(
     form: dict[str, Any], tiny: Dataset, tmp_path: Path
 ) -> None:
     data = splits(tiny, CPU)
     last = train(job(epochs=2, **form), data, tmp_path, Progress())
-    assert not (tmp_path / "checkpoint.pt").exists()
-    network = read_network(tmp_path / "network.pt")
-    assert accuracy(network, data[1])["accuracy"] == last["deployed_accuracy"]
-    assert (network.steps is None) == (form.get("activation_bits", 4) is None)
-    with pytest.raises(CheckpointError, match="format must be 'signum-checkpoint'"):
-        load(tmp_path / "network.pt")
-
-
-def test_read_network_reads_checkpoints_and_refuses_the_rest(tiny: Dataset, tmp_path: Path) -> None:
-    data = splits(tiny, CPU)
-    last = train(job(epochs=2), data, tmp_path, Progress())
     network = read_network(tmp_path / "checkpoint.pt")
     assert accuracy(network, data[1])["accuracy"] == last["deployed_accuracy"]
-    torch.save({"format": "signum-network 1", "architecture": {}}, tmp_path / "x.pt")
-    with pytest.raises(CheckpointError, match=r"x.pt must be a 'signum-network 1'"):
-        read_network(tmp_path / "x.pt")
-    with pytest.raises(CheckpointError, match=r"there is none at .*none.pt"):
-        read_network(tmp_path / "none.pt")
-    (tmp_path / "x.pt").write_bytes(b"junk")
-    with pytest.raises(CheckpointError, match=r"x.pt must be a whole torch file"):
-        read_network(tmp_path / "x.pt")
+    assert (network.steps is None) == (form.get("activation_bits", 4) is None)
 
 
 @pytest.mark.parametrize("weights", ["32bit", "bwn-channel", "bwn-layer"])

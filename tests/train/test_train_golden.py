@@ -140,6 +140,7 @@ EXACT = [
     {"padding": "keras", "size": (7, 6)},
     {"input_relu": True},
     {"depth": 14, "width": 1},
+    {"batch_norm": "none", "weights": "bwn-channel", "skip": False},
 ]
 """Aligned forms whose streams fit 16 bits without rounding."""
 
@@ -149,6 +150,16 @@ ROUNDED = [
     {"weights": "bwn-channel"},
     {"weights": "bwn-layer"},
     {"batch_norm": "learned"},
+    {"batch_norm": "none", "weights": "bwn-layer"},
+    {"family": "wrn-imagenet", "depth": 10, "width": 1 / 16, "size": (32, 30)},
+    {
+        "family": "wrn-imagenet",
+        "depth": 10,
+        "width": 1 / 16,
+        "size": (32, 30),
+        "weights": "bwn-channel",
+        "batch_norm": "learned",
+    },
 ]
 """Forms in which lowering rounds what training does not: addends, divisors, narrow staircases."""
 
@@ -171,3 +182,39 @@ def test_every_form_has_the_activations_of_the_compilers_graph(changes: dict[str
     assert network.steps is not None
     for name, node in names.items():
         assert np.array_equal(np.rint(values[node] / network.steps[name]), found[name]), name
+
+
+IMAGENET = {"family": "wrn-imagenet", "depth": 10, "width": 1 / 16, "size": (32, 30)}
+
+
+@pytest.mark.parametrize(
+    "changes", [IMAGENET, IMAGENET | {"batch_norm": "none"}, IMAGENET | {"skip": False}], ids=str
+)
+def test_a_stream_starts_with_the_stems_activations(changes: dict[str, Any]) -> None:
+    """Exactly: less their zero, and in a unit that is their step times a power of two."""
+    source, images = random_case(changes)
+    float_graph = graph.build(source)
+    program = program_of(float_graph)
+    got = golden.run(program, images, ["stem", "stem.r"]).tensors
+    zero = program["stem"].zero
+    assert (zero > 0) == (source.network.batch_norm == "none") and got["stem"].max() > zero
+    shift = np.log2(program["stem"].step / program["stem.r"].step)
+    assert shift == round(shift) >= 0
+    assert (got["stem.r"] == (got["stem"] - zero) << round(shift)).all()
+    want = graph.run(float_graph, images, names=["stem"])["stem"]
+    np.testing.assert_allclose(got["stem.r"] * program["stem.r"].step, want, atol=1e-9)
+
+
+def test_steps_of_shifted_relus_are_chosen_as_parts_of_one() -> None:
+    """By the compiler, of a network with float activations; -1 is then the integer 0."""
+    source, images = random_case({"batch_norm": "none", "activation_bits": None})
+    float_graph = graph.build(source)
+    program = program_of(float_graph, 4, images)
+    zeros = {t.name: t.zero for t in program.tensors if t.kind == "activation"}
+    assert all(zero * program[name].step == pytest.approx(1) for name, zero in zeros.items()
+               if name != "input.q")  # fmt: skip
+    assert min(zeros.values()) >= 1
+    answers = golden.run(program, images)
+    wanted = graph.scores(float_graph, images, quantised=False)
+    found = answers.scores * program.scores.step
+    assert np.corrcoef(found.ravel(), wanted.ravel())[0, 1] > 0.8

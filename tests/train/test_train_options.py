@@ -141,7 +141,7 @@ def test_imagenets_form_trains_on_its_folders(
     out = tmp_path / "run"
     last = train(given, (training, test), out, Progress())
     assert 0 <= last["deployed_accuracy"] <= last["deployed_top5_accuracy"] <= 1
-    network = read_network(out / "network.pt")
+    network = read_network(out / "checkpoint.pt")
     found = crops_accuracy(network, test)
     assert 0 <= found["accuracy"] <= found["top5_accuracy"] <= 1
     shown = [x for x, _ in training.training_batches(4, augmentation, generator(), Share(1, 2))]

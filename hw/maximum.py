@@ -1,0 +1,74 @@
+"""Maxima of activations over windows: a memory word, which is a pixel of all its lanes, a cycle."""
+
+from __future__ import annotations
+
+from amaranth.hdl import Cat, Module, Signal
+from amaranth.lib import stream, wiring
+from amaranth.lib.wiring import In, Out
+
+from compiler.geometry import Geometry
+from hw.layout import memory_write, struct
+from hw.requantise import TILE
+
+
+class Maximum(wiring.Component):
+    """`compiler.arith.max_pool`, and in the lanes that fall ``2**bits - 1`` less it.
+
+    Pixels outside the map read as 0, which is never larger. Each group of the record is a plane of
+    memory words; the answers follow one another in memory as the windows do.
+
+    Members
+    -------
+    record : In
+    layer_start : In(1), strobe
+    tile : In(`TILE`), of the window being written; tile_step : Out(1), on to the next
+    i : In(stream of word_bits); last : In(1), with it: the word ends its window
+    falling : In, a bit a lane, in the cycle after a window's last word
+    memory : Out(memory_write); never held up
+    group_done : Out(1), strobe, the plane's last word is written
+    """
+
+    def __init__(self, geometry: Geometry) -> None:
+        self._geometry = geometry
+        super().__init__(
+            {
+                "record": In(struct(geometry.record_fields)),
+                "layer_start": In(1),
+                "tile": In(TILE),
+                "tile_step": Out(1),
+                "i": In(stream.Signature(geometry.word_bits)),
+                "last": In(1),
+                "falling": In(geometry.word_channels),
+                "memory": Out(memory_write(geometry)),
+                "group_done": Out(1),
+            }
+        )
+
+    def elaborate(self, platform: object) -> Module:
+        m = Module()
+        g = self._geometry
+        b = g.activation_bits
+        begins, full = Signal(init=1), Signal()
+        best = [Signal(b, name=f"best{lane}") for lane in range(g.word_channels)]
+        m.d.comb += self.i.ready.eq(1)
+        m.d.sync += full.eq(self.i.valid & self.last)
+        with m.If(self.i.valid):
+            m.d.sync += begins.eq(self.last)
+            for lane, value in enumerate(best):
+                new = self.i.payload.word_select(lane, b)
+                with m.If(begins | (new > value)):
+                    m.d.sync += value.eq(new)
+        with m.If(self.layer_start):
+            m.d.sync += self.memory.address.eq(self.record.out_first)
+        with m.Elif(full):
+            m.d.sync += self.memory.address.eq(self.memory.address + 1)
+        m.d.comb += [
+            self.memory.valid.eq(full),
+            self.memory.data.eq(
+                Cat(*(value ^ self.falling[i].replicate(b) for i, value in enumerate(best)))
+            ),
+            self.memory.mask.eq(-1),
+            self.tile_step.eq(full),
+            self.group_done.eq(full & self.tile.row_end & self.tile.last_row),
+        ]
+        return m

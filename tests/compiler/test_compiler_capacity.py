@@ -1,0 +1,123 @@
+"""What an engine cannot run is refused by the name of the layer, and of the field that would do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from compiler import graph as ir
+from compiler.accuracy import program_of
+from compiler.arith import Pads
+from compiler.errors import CapacityError
+from compiler.geometry import Geometry
+from compiler.lower import lower
+from compiler.program import Program
+from compiler.schedule import schedule
+from tests.support.networks import random_program, random_vgg
+from tests.train.test_train_export import IMAGENET, trained
+from train.export import checkpoint_of
+
+
+def imagenet() -> Program:
+    return program_of(ir.build(checkpoint_of(trained(**IMAGENET), {})))
+
+
+CASES: dict[str, tuple[Callable[[], Program], dict[str, Any], str, dict[str, Any]]] = {
+    "maximum": (
+        lambda: lower(random_vgg(0)),
+        {},
+        "conv1.2.q: the network takes a maximum of 2x2 pixels",
+        {"max_pool": True},
+    ),
+    "pads of a maximum": (
+        lambda: lower(random_vgg(0, pool=(3, 1, Pads(2, 2, 0, 0)))),
+        {"max_pool": True},
+        "conv1.2.q: pads before the map must be 0 to 1",
+        {"pad_bits": 2},
+    ),
+    "weights of a fully connected layer": (
+        lambda: lower(random_vgg(0, shape=(3, 32, 32), channels=(4, 16), dense=(8, 5))),
+        {"max_pool": True, "weight_depth": 32, "window_depth": 32},
+        "dense1: a group of weights needs 64 words",
+        {"weight_depth": 64},
+    ),
+    "division": (
+        lambda: random_program(0, channel_scales=True),
+        {},
+        "conv0: what it adds to the residual stream is no power of two times",
+        {"addend_division": True},
+    ),
+    "channels of the image": (
+        lambda: random_program(0, shape=(6, 8, 8)),
+        {},
+        "input: the image has 6 channels, but the engine takes 5",
+        {"plain_input": True},
+    ),
+    "first convolution": (
+        imagenet,
+        {"max_pool": True, "pad_bits": 2},
+        "conv0: the first convolution must be 3x3, stride 1, pads 1, not 7x7, stride 2",
+        {"plain_input": True},
+    ),
+}
+"""A Program, fields of the engine that has not enough, what is said, and what is enough."""
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_hint_is_what_helps(name: str) -> None:
+    make, fields, message, enough = CASES[name]
+    program = make().with_residual_bits(16)
+    with pytest.raises(CapacityError) as caught:
+        schedule(program, Geometry(**fields))
+    assert message in str(caught.value)
+    ((field, value),) = enough.items()
+    assert caught.value.hint.startswith(f"an engine with {field} {value}")
+    assert schedule(program, Geometry(**fields | enough)).cycles > 0
+
+
+def test_nine_channels_are_beyond_any_engine() -> None:
+    program = random_program(0, shape=(9, 8, 8)).with_residual_bits(16)
+    with pytest.raises(CapacityError, match="the image has 9 channels, but the engine takes 8"):
+        schedule(program, Geometry(plain_input=True))
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (
+            {"max_pool": True, "input_lanes": 4, "output_lanes": 4, "stream_bits": 16},
+            r"input_lanes \* output_lanes / pump must be at least 32 where max_pool is True, not 8",
+        ),
+        (
+            {"addend_division": True, "pixel_lanes": 2},
+            "pixel_lanes must be 1 where addend_division is True, not 2",
+        ),
+    ],
+    ids=["max_pool", "addend_division"],
+)
+def test_geometries_that_have_no_room_for_a_unit(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Geometry(**fields)
+
+
+def test_a_division_wider_than_the_divider() -> None:
+    program = random_program(0, residual_bits=None, channel_scales=True)
+    ops = list(program.ops)
+    at = next(i for i, op in enumerate(ops) if getattr(op, "division", None) is not None)
+    ops[at] = replace(ops[at], division=replace(ops[at].division, bits=17))  # type: ignore[arg-type]
+    wide = replace(program, ops=tuple(ops)).with_residual_bits(16)
+    with pytest.raises(CapacityError, match="must be of the divider's 16 bits, not 17"):
+        schedule(wide, Geometry(addend_division=True))
+
+
+def test_a_division_that_clips_early() -> None:
+    program = random_program(0, channel_scales=True)
+    ops = list(program.ops)
+    at = next(i for i, op in enumerate(ops) if getattr(op, "division", None) is not None)
+    ops[at] = replace(ops[at], division=replace(ops[at].division, bits=2))  # type: ignore[arg-type]
+    narrow = replace(program, ops=tuple(ops)).with_residual_bits(16)
+    with pytest.raises(CapacityError, match="must not clip below the divider's 16 bits"):
+        schedule(narrow, Geometry(addend_division=True))
