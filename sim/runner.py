@@ -1,7 +1,7 @@
 """Build a simulation model once, run any number of benches on it, and believe only a passed test.
 
 The flow: component -> RTLIL -> Verilog (`rtl`) -> C++ (Verilator) -> a program with cocotb in it,
-or with a C++ main, which is some thirty times as fast and sees less (`sim.native`).
+or with a C++ main, which is much faster and sees less (`sim.native`).
 The model is kept under the digest of everything that went into it::
 
     build/sim/<digest>/        top.v, the program, build.log

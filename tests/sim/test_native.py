@@ -17,7 +17,6 @@ from compiler.errors import MismatchError
 from compiler.geometry import Geometry
 from compiler.schedule import Schedule, schedule
 from sim import accuracy, check, native
-from sim.__main__ import main
 from sim.benches.engine import engine
 from sim.benches.networks import random_program
 from sim.runner import BenchError, Simulation
@@ -146,15 +145,3 @@ def _running(tmp_path: Path) -> list[int]:
         if job in words:
             found.append(int(entry.parent.name))
     return found
-
-
-@pytest.mark.slow
-@pytest.mark.data
-@pytest.mark.parametrize("layout", ["keras", "matlab"])
-def test_a_published_network(data_folder, capsys, layout):
-    """WRN 20-10 as its author trained it, one picture: every layer equal to golden."""
-    file = data_folder / "published" / f"mcdonnell_wrn20-10_cifar10_{layout}.mat"
-    options = ("--activation-bits", "4", "--dataset", "cifar10", "--data", str(data_folder))
-    assert main(["accuracy", str(file), *options, "--images", "1"]) == 0
-    said = capsys.readouterr().out
-    assert "rtl equals golden: all scores of 1 images, every layer of 1" in said
