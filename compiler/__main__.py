@@ -466,18 +466,45 @@ def golden_command(options: argparse.Namespace, console: Console) -> None:
         out.print(f"golden model         {result['golden_images_per_second']:.1f} images/s")
 
 
-def compare_command(options: argparse.Namespace, console: Console) -> None:  # noqa: ARG001
+def compare_command(options: argparse.Namespace, console: Console) -> None:
     """Per-layer differences of two networks on the same images."""
     from compiler import compare
 
-    result = compare.compare(
-        *(options.a, options.b),
-        *(options.dataset, options.data, options.images),
-    )
+    if options.picture:
+        from compiler import compare_picture
+
+        compare_picture.check(options.picture)  # before anything is computed
+    a, b = (compare.Operand.parse(text) for text in (options.a, options.b))
+    with _progress(console) as say:
+        result = compare.compare(
+            a,
+            b,
+            options.dataset,
+            options.data,
+            options.images,
+            activation_bits=options.activation_bits,
+            engine=lambda program, pictures: _on_engine(program, pictures, options.lanes, say),
+        )
+    if options.picture:
+        compare_picture.draw(result, options.picture)
+        console.print(f"made {options.picture}", markup=False)
     if options.json:
         sys.stdout.write(json.dumps(result, indent=1) + "\n")
     else:
         compare.show(result, _paper())
+
+
+def _on_engine(
+    program: Program, pictures: Any, lanes: tuple[int, int, int] | None, say: Say
+) -> dict[str, Any]:
+    """The tensors that a simulated engine leaves, whatever they are."""
+    from boards import records
+    from boards.build import geometry_for
+    from sim import accuracy as simulation
+
+    geometry = geometry_for(records.find("ice40").geometry, program.activation_bits, lanes)
+    laid_out = simulation.fitted(program, geometry)
+    return simulation.tensors_on_engine(laid_out, pictures, say=say)
 
 
 def export_command(options: argparse.Namespace, console: Console) -> None:
@@ -628,11 +655,20 @@ def _parser() -> argparse.ArgumentParser:
     command.set_defaults(command=golden_command)
 
     command = commands.add_parser(
-        "compare", parents=[common, data], help="two networks, layer by layer"
+        "compare",
+        parents=[common, bits, data],
+        help="two networks, layer by layer",
+        description="A and B are FILE or FILE@MODEL with MODEL one of float, golden, onnxruntime, "
+        "rtl (the simulated engine); without one, a checkpoint runs in float, program.json in "
+        "golden, .onnx in onnxruntime.",
     )
-    command.add_argument("a", type=Path, metavar="A", help="checkpoint (float), or program.json")
-    command.add_argument("b", type=Path, metavar="B", help="the same")
+    command.add_argument("a", metavar="A", help="network file or program.json, @MODEL or none")
+    command.add_argument("b", metavar="B", help="the same")
     command.add_argument("--images", type=_count, default=16, metavar="N")
+    command.add_argument("--lanes", type=_lanes, metavar="INxOUTxPIX", help="of the engine of @rtl")
+    command.add_argument(
+        "--picture", type=Path, metavar="FILE", help="draw it, too: .svg, .png or .pdf"
+    )
     command.set_defaults(command=compare_command)
 
     command = commands.add_parser(

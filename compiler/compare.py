@@ -1,13 +1,14 @@
-"""Two networks on the same images, layer by layer: float, integers, or a third party's opinion.
+"""Two networks on the same images, layer by layer: any two of float, golden, onnxruntime, RTL.
 
-A checkpoint runs in float64, a Program in the golden model, an ONNX file in onnxruntime. Values are
-compared in real units (an integer less its zero, times its step), for the tensors that both have by
-name: the activations, the residual stream and the scores. Where both sides are integers they are
-compared as integers.
+A checkpoint runs in float64, a Program in the golden model, an ONNX file in onnxruntime, unless
+``FILE@MODEL`` says otherwise. Values are compared in real units (an integer less its zero, times
+its step), for the tensors that both have by name: the activations, the residual stream and the
+scores. Where both sides are integers they are compared as integers.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,15 +18,23 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-from compiler import accuracy, checkpoint, golden, graph
+from compiler import accuracy, golden, graph, lower, networks
 from compiler.datasets import Dataset
 from compiler.errors import UsageError
+from compiler.graph import Graph
+from compiler.networks import NetworkFile
 from compiler.program import Program
 
 if TYPE_CHECKING:
     from compiler.onnx_run import Opinion
 
-    Source = checkpoint.Checkpoint | Program | Opinion
+    Source = Graph | Program | Opinion
+
+MODELS = ("float", "golden", "onnxruntime", "rtl")
+"""What can run a file."""
+
+Engine = Callable[[Program, NDArray[np.uint8]], Mapping[str, NDArray[np.int64]]]
+"""A simulated engine: a Program and its pictures to the tensors that it leaves, and the scores."""
 
 KINDS = ("activation", "residual", "score")
 """Tensors of a Program that are compared."""
@@ -34,12 +43,45 @@ SCORES = "scores"
 
 
 @dataclass(frozen=True, slots=True)
+class Operand:
+    """A file, and which of `MODELS` runs it."""
+
+    path: Path
+    model: str
+
+    @classmethod
+    def parse(cls, text: str) -> Operand:
+        """``FILE`` or ``FILE@MODEL``.
+
+        Raises
+        ------
+        UsageError
+            The file's kind is none that the model runs.
+        """
+        name, at, model = text.rpartition("@")
+        named = bool(at) and model in MODELS
+        path = Path(name if named else text)
+        usual = {".onnx": "onnxruntime", ".json": "golden"}.get(path.suffix.lower(), "float")
+        found = cls(path, model if named else usual)
+        if at and not named and not path.exists():
+            raise UsageError(f"the model after @ must be one of {', '.join(MODELS)}, not {model!r}")
+        kinds = {"onnxruntime": path.suffix == ".onnx", "float": path.suffix != ".json"}
+        if not kinds.get(found.model, True):
+            raise UsageError(
+                f"{found.model} must be given "
+                f"{'a network file' if found.model == 'float' else 'an ONNX file'}, not {path}",
+                "python -m compiler export makes ONNX" if found.model == "onnxruntime" else "",
+            )
+        return found
+
+
+@dataclass(frozen=True, slots=True)
 class Side:
     """One of the two: its tensors in real units, in order of the flow.
 
     Attributes
     ----------
-    kind : "float", "golden" or "onnxruntime"
+    kind : one of `MODELS`
     integers : dict
         Of a Program, the integers themselves.
     precision : float
@@ -53,26 +95,53 @@ class Side:
 
 
 def compare(
-    a: Path, b: Path, dataset: str | None = None, data: Path | None = None, images: int = 16
+    a: Operand,
+    b: Operand,
+    dataset: str | None = None,
+    data: Path | None = None,
+    images: int = 16,
+    *,
+    activation_bits: int | None = None,
+    engine: Engine | None = None,
 ) -> dict[str, Any]:
     """Run both and compare what they have in common.
+
+    Parameters
+    ----------
+    activation_bits : int, optional
+        Of the integers made of a network file, and of its float then; default: the file's own.
+    engine : Engine, optional
+        What simulates; needed where a side's model is "rtl".
 
     Raises
     ------
     SignumError
-        A file is neither a checkpoint nor a Program nor ONNX, or the two take different images.
+        A file is of no kind that we read, or the two take different images.
     """
-    sides = [_open(path) for path in (a, b)]
+    operands = (a, b)
+    found = None
+    files = [_network_file(operand) for operand in operands]
+    for read in files:
+        if found is None and read is not None:
+            found, _ = accuracy.open_data(read, dataset, data)
+    sides = [
+        _open(operand, read, activation_bits, found)
+        for operand, read in zip(operands, files, strict=True)
+    ]
     shapes = [_shape(side) for side in sides]
     if shapes[0] != shapes[1]:
         raise UsageError(f"A and B must take the same images, not {shapes[0]} and {shapes[1]}")
-    pictures, source = _pictures(sides, shapes[0], dataset, data, images)
-    run = [_run(side, pictures) for side in sides]
+    pictures = found.test_images[:images] if found else accuracy.noise(shapes[0], images)
+    source = found.name if found else "noise"
+    run = [
+        _run(operand.model, side, pictures, engine)
+        for operand, side in zip(operands, sides, strict=True)
+    ]
     layers = [_difference(name, run[0], run[1]) for name in run[0].values if name in run[1].values]
     classes = [np.argmax(side.values[SCORES].reshape(len(pictures), -1), axis=1) for side in run]
     return {
-        "a": {"path": str(a), "kind": run[0].kind},
-        "b": {"path": str(b), "kind": run[1].kind},
+        "a": {"path": str(a.path), "kind": run[0].kind},
+        "b": {"path": str(b.path), "kind": run[1].kind},
         "images": len(pictures),
         "pictures": source,
         "layers": layers,
@@ -81,51 +150,56 @@ def compare(
     }
 
 
-def _open(path: Path) -> Source:
-    if path.suffix == ".onnx":
+def _network_file(operand: Operand) -> NetworkFile | None:
+    """What float, golden and RTL read; None where a Program or an ONNX file runs as it stands."""
+    if operand.path.suffix == ".json" or operand.model == "onnxruntime":
+        return None
+    return networks.load(operand.path)
+
+
+def _open(
+    operand: Operand, read: NetworkFile | None, bits: int | None, data: Dataset | None
+) -> Source:
+    if operand.model == "onnxruntime":
         from compiler import onnx_run  # here, so that the compiler starts without it
 
-        return onnx_run.opinion(path)
-    if path.suffix == ".json":
-        if not path.is_file():
-            raise UsageError(f"there must be a file at {path}")
-        return Program.from_json(path.read_text())
-    return checkpoint.load(path)
+        return onnx_run.opinion(operand.path)
+    if read is None:
+        if not operand.path.is_file():
+            raise UsageError(f"there must be a file at {operand.path}")
+        return Program.from_json(operand.path.read_text())
+    network = networks.graph_of(read)
+    calibration = None
+    if accuracy.needs_calibration(read, bits):
+        calibration = accuracy.calibration_of(data)
+    if operand.model == "float":
+        return network if bits is None else lower.quantised(network, bits, calibration)
+    return accuracy.program_of(network, bits, calibration)
 
 
 def _shape(side: Source) -> tuple[int, int, int]:
-    if isinstance(side, checkpoint.Checkpoint):
-        return side.network.input
-    return side.image.shape if isinstance(side, Program) else side.shape
+    return side.image.shape if isinstance(side, Graph | Program) else side.shape
 
 
-def _pictures(
-    sides: list[Any], shape: tuple[int, int, int], name: str | None, data: Path | None, count: int
-) -> tuple[NDArray[np.uint8], str]:
-    """Test images of the data set that one of the two was trained on, or noise."""
-    found: Dataset | None = None
-    for side in sides:
-        if found is None and isinstance(side, checkpoint.Checkpoint):
-            found, _ = accuracy.open_data(side, name, data)
-    if found is None:
-        return accuracy.noise(shape, count), "noise"
-    return found.test_images[:count], found.name
-
-
-def _run(side: Source, pictures: NDArray[np.uint8]) -> Side:
+def _run(model: str, side: Source, pictures: NDArray[np.uint8], engine: Engine | None) -> Side:
     if isinstance(side, Program):
         wanted = [t for t in side.tensors if t.kind in KINDS]
-        integers = golden.run(side, pictures, [t.name for t in wanted]).tensors
+        if model == "rtl":
+            if engine is None:
+                raise ValueError("engine must be given where a side's model is 'rtl'")
+            integers = dict(engine(side, pictures))
+            wanted = [t for t in wanted if t.name in integers]
+        else:
+            integers = golden.run(side, pictures, [t.name for t in wanted]).tensors
         meaning = {t.name: (t.zero, t.step) for t in wanted}
-        return _of_integers("golden", integers, meaning, side.scores.name)
-    if not isinstance(side, checkpoint.Checkpoint):
+        return _of_integers(model, integers, meaning, side.scores.name)
+    if not isinstance(side, Graph):
         return _of_opinion(side, pictures)
-    network = graph.build(side)
     names = [
-        n.name for n in network.nodes if isinstance(n, graph.Quantiser | graph.Add | graph.AvgPool)
+        n.name for n in side.nodes if isinstance(n, graph.Quantiser | graph.Add | graph.AvgPool)
     ]
-    values = graph.run(network, pictures, names=names)
-    floats = {name: values[name] for name in names} | {SCORES: values[network.output]}
+    values = graph.run(side, pictures, names=names)
+    floats = {name: values[name] for name in names} | {SCORES: values[side.output]}
     return Side("float", floats, {})
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,7 @@ from compiler.program import Program
 from compiler.schedule import Schedule, schedule
 from compiler.stages import Say, file_digest, silent
 from hw.host import Status
-from sim import check
-from sim.benches.engine import engine
+from sim import check, native
 from sim.check import Int, Run
 from sim.runner import MODELS, Simulation
 
@@ -28,10 +28,10 @@ ROOMY = {
     "weight_depth": 1 << 10,
     "map_bits": 8,
     "channel_bits": 11,
-    "accumulator_bits": 20,
-    "bias_bits": 18,
-    "offset_bits": 34,
-    "divisor_bits": 26,
+    "accumulator_bits": 22,
+    "bias_bits": 20,
+    "offset_bits": 36,
+    "divisor_bits": 28,
 }
 """Sizes that an engine has in simulation only, for networks that fit no board."""
 
@@ -46,11 +46,30 @@ UNITS: dict[str, Any] = {
 RESET_CYCLES = 1 << 14
 """Cycles after which every board's reset is over, and its flash awake."""
 
+PICTURES_AT_ONCE = 32
+"""That each process simulates before they are compared with the golden model."""
+
 COPY_CYCLES = 16
 """Cycles within which a byte of the Image is read: twice what it takes with the slower clock."""
 
 
 # -- a bare engine ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class EngineRun:
+    """What an engine did with some pictures, all of it equal to golden.
+
+    Attributes
+    ----------
+    run : Run
+        Without tensors.
+    seconds : float
+        Of real time, for the simulation alone.
+    """
+
+    run: Run
+    seconds: float
 
 
 def fitted(program: Program, geometry: Geometry, *, strict: bool = False) -> Schedule:
@@ -85,13 +104,13 @@ def on_engine(
     layer_images: int = 1,
     say: Say = silent,
     cache: Path | None = None,
-) -> Run:
+) -> EngineRun:
     """Simulate an engine alone, its Image on a stream; compare all scores and classes with golden.
 
     Parameters
     ----------
     layer_images : int
-        Pictures of which every layer's tensor is compared too; slower.
+        Pictures of which every layer's tensor is compared too.
 
     Raises
     ------
@@ -99,25 +118,47 @@ def on_engine(
         At the first tensor that differs from the golden model's.
     """
     say(f"building the simulation of an engine of {laid_out.geometry.lanes} lanes")
-    component, _ = engine(laid_out.geometry)
-    simulation = Simulation.build(component, "top", cache=cache)
-    runs = []
-    for pictures, layers in ((images[:layer_images], True), (images[layer_images:], False)):
-        if len(pictures):
-            depth = ", every layer" if layers else ""
-            say(f"simulating {len(pictures)} pictures{depth}")
-            run = check.run(
-                simulation, [laid_out], [pictures], layers=layers, timeout_s=24 * 3600.0
-            )[0]
-            check.compare(laid_out, pictures, run)
-            runs.append(run)
-    return Run(
-        np.concatenate([run.scores for run in runs]),
-        np.concatenate([run.labels for run in runs]),
-        np.concatenate([run.cycles for run in runs]),
-        np.concatenate([run.layer_cycles for run in runs]),
-        runs[0].tensors,
-    )
+    simulation = native.build(laid_out.geometry, cache)
+    cores = native.processes()
+    say(f"simulating {len(images)} pictures, every layer of {min(layer_images, len(images))}")
+    runs, seconds = [], 0.0
+    at_once = PICTURES_AT_ONCE * cores
+    for first in range(0, len(images), at_once):
+        pictures = images[first : first + at_once]
+        started = time.monotonic()
+        run = native.run(simulation, laid_out, pictures, layer_images=layer_images - first)
+        seconds += time.monotonic() - started
+        watched = len(pictures[: max(0, layer_images - first)])
+        check.compare(laid_out, pictures[:watched], run.part(slice(watched)))
+        check.compare(laid_out, pictures[watched:], run.part(slice(watched, None)))
+        runs.append(replace(run, tensors={}))
+        if len(images) > at_once:
+            say(f"  {first + len(pictures):,} of {len(images):,}, equal to golden")
+    return EngineRun(native.joined(runs), seconds)
+
+
+def tensors_on_engine(
+    laid_out: Schedule,
+    images: NDArray[np.uint8],
+    *,
+    say: Say = silent,
+    cache: Path | None = None,
+) -> dict[str, Int]:
+    """What a simulated engine leaves of each layer, and its scores, held to nothing.
+
+    Returns
+    -------
+    dict of name to (N, C, H, W), by the names of the Program's tensors
+    """
+    say(f"building the simulation of an engine of {laid_out.geometry.lanes} lanes")
+    simulation = native.build(laid_out.geometry, cache)
+    say(f"simulating {len(images)} pictures")
+    run = native.run(simulation, laid_out, images, layer_images=len(images))
+    program = laid_out.program
+    for name, maps in run.tensors.items():
+        maps[:, check.stored_channels(program, name) :] = 0
+    scores = run.scores + program.scores.zero
+    return run.tensors | {program.scores.name: scores[:, :, None, None]}
 
 
 # -- a whole board ---------------------------------------------------------------------------------
@@ -251,10 +292,9 @@ def on_board(
     run = _collected(values, laid_out, [n for layer in names for n in layer])
     compared = min(layer_images, len(images))
     scores, labels, cycles, layer_cycles, tensors = run
-    first = slice(compared)
-    part = Run(scores[first], labels[first], cycles[first], layer_cycles[first], tensors)
-    check.compare(laid_out, images[first], part)
-    check.compare(laid_out, images, Run(scores, labels, cycles, layer_cycles, {}))
+    whole = Run(scores, labels, cycles, layer_cycles, tensors)
+    check.compare(laid_out, images[:compared], whole.part(slice(compared)))
+    check.compare(laid_out, images[compared:], whole.part(slice(compared, None)))
     host = np.asarray(values["host_ps"]) / int(values["period_ps"])
     host_cycles = np.rint(host).astype(np.int64)
     return BoardRun(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -30,7 +30,8 @@ class Run:
     labels : (N,)
     cycles : (N,) from the first layer's start to the class
     layer_cycles : (N, layers)
-    tensors : dict of name to (N, C, H, W), those that stand in memory between layers
+    tensors : dict of name to (M, C, H, W), those that stand in memory between layers
+        Of the first M <= N pictures.
     """
 
     scores: Int
@@ -38,6 +39,14 @@ class Run:
     cycles: Int
     layer_cycles: Int
     tensors: dict[str, Int]
+
+    def part(self, which: slice) -> Run:
+        """Some of the pictures; tensors where there are any of them."""
+        tensors = {name: maps[which] for name, maps in self.tensors.items()}
+        return Run(
+            *(self.scores[which], self.labels[which], self.cycles[which], self.layer_cycles[which]),
+            {name: maps for name, maps in tensors.items() if len(maps)},
+        )
 
 
 def pixels_of(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -128,10 +137,24 @@ def run(
         seed=seed,
         timeout_s=timeout_s,
     )
-    return [_collect(results.values, i, s, layers) for i, s in enumerate(schedules)]
+    return [
+        collect(results.values, i, s, len(pictures) if layers else 0)
+        for i, (s, pictures) in enumerate(zip(schedules, images, strict=True))
+    ]
 
 
-def _collect(values: dict[str, Any], i: int, schedule: Schedule, layers: bool) -> Run:
+def collect(values: Mapping[str, Any], i: int, schedule: Schedule, layer_images: int) -> Run:
+    """The Run of network ``i`` of what a simulation left.
+
+    Parameters
+    ----------
+    values : mapping of
+        ``answers<i>`` (N, classes): the engine's words; ``spans<i>`` (N * layers, 2): the cycles in
+        which a layer started and was done; ``classes<i>`` (N,): those in which a class came;
+        ``memory<i>_<k>`` (words, bits): the k-th region, picture by picture.
+    layer_images : int
+        Pictures of which there are regions.
+    """
     answers = np.asarray(values[f"answers{i}"], dtype=np.int64)
     pictures = len(answers)
     scores = answers & ((1 << arith.SCORE_BITS) - 1)
@@ -140,11 +163,10 @@ def _collect(values: dict[str, Any], i: int, schedule: Schedule, layers: bool) -
     spans = np.asarray(values[f"spans{i}"]).reshape(pictures, -1, 2)
     names = [name for layer in watched(schedule) for name in layer]
     tensors: dict[str, list[Int]] = {name: [] for name in names}
-    if layers:
-        for p in range(pictures):
-            for n, name in enumerate(names):
-                blocks = np.asarray(values[f"memory{i}_{p * len(names) + n}"])
-                tensors[name].append(decode(schedule, name, blocks))
+    for p in range(layer_images):
+        for n, name in enumerate(names):
+            blocks = np.asarray(values[f"memory{i}_{p * len(names) + n}"])
+            tensors[name].append(decode(schedule, name, blocks))
     return Run(
         scores,
         labels,
@@ -163,17 +185,19 @@ def compare(schedule: Schedule, images: NDArray[np.uint8], got: Run) -> None:
         At the first tensor that differs: which, how many values, and the first of them.
     """
     program = schedule.program
+    if not len(images):
+        return
     names = list(got.tensors)
     expected = golden.run(program, images, names)
     for name in names:
-        # Channels that a pool appends are 0 without standing in memory.
-        stored = _stored_channels(program, name)
+        stored = stored_channels(program, name)
         _hold(name, expected.tensors[name][:, :stored], got.tensors[name][:, :stored])
     _hold("scores", expected.scores, got.scores)
     _hold("class", expected.classes, got.labels)
 
 
-def _stored_channels(program: Program, name: str) -> int:
+def stored_channels(program: Program, name: str) -> int:
+    """Channels of a tensor in memory: those that a pool appends are 0 without standing there."""
     op = next(op for op in program.ops if op.output == name)
     return program[op.source if isinstance(op, Pool) else name].channels
 
@@ -191,4 +215,14 @@ def _hold(name: str, expected: Int, got: Int) -> None:
         )
 
 
-__all__ = ["Region", "Run", "compare", "decode", "pixels_of", "run", "watched"]
+__all__ = [
+    "Region",
+    "Run",
+    "collect",
+    "compare",
+    "decode",
+    "pixels_of",
+    "run",
+    "stored_channels",
+    "watched",
+]

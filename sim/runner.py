@@ -1,6 +1,7 @@
 """Build a simulation model once, run any number of benches on it, and believe only a passed test.
 
-The flow: component -> RTLIL -> Verilog (`rtl`) -> C++ (Verilator) -> a program with cocotb in it.
+The flow: component -> RTLIL -> Verilog (`rtl`) -> C++ (Verilator) -> a program with cocotb in it,
+or with a C++ main, which is much faster and sees less (`sim.native`).
 The model is kept under the digest of everything that went into it::
 
     build/sim/<digest>/        top.v, the program, build.log
@@ -143,13 +144,29 @@ class _WheelVerilator(cocotb_runner.Verilator):
     """
 
     def __init__(
-        self, timeout_s: float, extra: Mapping[str, str], library: Path | None = None
+        self,
+        timeout_s: float,
+        extra: Mapping[str, str],
+        library: Path | None = None,
+        main: Path | None = None,
     ) -> None:
         super().__init__()
         self.log.setLevel(logging.CRITICAL)  # this module says itself what happened
         self._timeout_s = timeout_s
         self._extra = extra
         self._library = library
+        self._main = main
+
+    def _build_command(self) -> list[list[str]]:
+        cocotb, make = super()._build_command()
+        if self._main is None:
+            return [cocotb, make]
+        # Without cocotb's library and its view of every signal.
+        fixed = ("-cc", "--exe", "-O3", "--prefix", "Vtop", "--top-module", self.hdl_toplevel)
+        where = ("-o", self.hdl_toplevel, "-Mdir", str(self.build_dir))
+        given = [argument.value for argument in self._build_args]
+        files = [*(str(source.value) for source in self._sources), str(self._main)]
+        return [[self.executable, *fixed, *where, *given, *files], make]
 
     def _simulator_in_path_build_only(self) -> None:
         self.executable = str(verilator_root() / "bin" / "verilator_bin")
@@ -299,6 +316,11 @@ class Simulation:
     _digest: str = field(default="", repr=False)
 
     @property
+    def program(self) -> Path:
+        """What runs: the model with cocotb, or with the main that it was built with."""
+        return self.folder / self.name
+
+    @property
     def verilog(self) -> Path:
         """The Verilog that is simulated."""
         return self.folder / "top.v"
@@ -314,6 +336,7 @@ class Simulation:
         ports: Mapping | None = None,
         options: Sequence[str] = (),
         waves: bool = False,
+        main: Path | None = None,
         cache: Path | None = None,
         timeout_s: float = 1800.0,
     ) -> Simulation:
@@ -335,6 +358,9 @@ class Simulation:
             More options of Verilator.
         waves : bool
             Build it able to record signals; slower.
+        main : Path
+            A C++ program over the model (``Vtop``) instead of cocotb; it sees the ports, and what
+            the Verilator control file beside it (``.vlt``) names.
         cache : Path
             Instead of `default_cache()`.
         timeout_s : float
@@ -352,7 +378,8 @@ class Simulation:
         else:
             text = rtl.to_rtlil(design, name, ports=ports)
             origin = _digest("rtlil", text, toolchain.YOSYS.find().version)
-        extra = {path.name: _read(path) for path in map(_source, sources)}
+        around = [] if main is None else [main.with_suffix(".vlt"), main]
+        extra = {path.name: _read(path) for path in [*around, *map(_source, sources)]}
         tools = _tool_versions()
         flags = [
             VERILATOR_OPTIONS,
@@ -366,8 +393,8 @@ class Simulation:
         with _locked(cache / "locks" / key):
             if not (model.folder / name).exists():
                 verilog = text if isinstance(design, Path) else rtl.rtlil_to_verilog(text)
-                files = {"top.v": verilog, **extra}
-                _compile(model, files, options, dict(defines or {}), timeout_s)
+                files = {**extra, "top.v": verilog} if main else {"top.v": verilog, **extra}
+                _compile(model, files, options, dict(defines or {}), timeout_s, main)
         return model
 
     def run(
@@ -478,6 +505,7 @@ def _compile(
     options: Sequence[str],
     defines: Mapping[str, object],
     timeout_s: float,
+    main: Path | None,
 ) -> None:
     counters.builds += 1
     started = time.monotonic()
@@ -493,12 +521,15 @@ def _compile(
                 "VERILATOR_ROOT": str(verilator_root()),
                 "MAKEFLAGS": " ".join(["--", *assignments]),
             },
-            library=model.cache / "library" / _digest(tools, MAKE_VARIABLES, options, model.waves),
+            library=model.cache
+            / "library"
+            / _digest(tools, MAKE_VARIABLES, options, model.waves, main is None),
+            main=main and folder / main.name,
         )
         log.info("build %s in %s", model.name, model.folder)
         try:
             simulator.build(
-                sources=[folder / name for name in files],
+                sources=[folder / name for name in files if not (main and name == main.name)],
                 hdl_toplevel=model.name,
                 build_args=[*VERILATOR_OPTIONS, *options],
                 defines=defines,

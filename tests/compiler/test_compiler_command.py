@@ -139,6 +139,54 @@ def test_compare_finds_the_first_difference(run, program, program_file, tmp_path
     assert "first difference: stage2.block1.relu1" in run("compare", str(program_file), str(other))
 
 
+@pytest.mark.cocotb
+def test_compare_runs_the_simulated_engine(run, program, program_file, tmp_path):
+    """Equal to golden; and where the engine's network is another, the layer is found."""
+    picture = tmp_path / "compared.svg"
+    same = json.loads(
+        run("compare", f"{DIGITS}@golden", f"{DIGITS}@rtl", "--images", "2", "--json")
+    )
+    assert [same[side]["kind"] for side in "ab"] == ["golden", "rtl"]
+    assert same["first_difference"] is None
+    assert same["agreement"] == 1
+    assert {layer["name"] for layer in same["layers"]} >= {
+        t.name for t in program.tensors if t.kind == "activation" and t.name != "input.q"
+    } - {"conv0.q"}
+    assert same["layers"][-1]["name"] == "scores"
+
+    document = json.loads(program.to_json())
+    op = next(op for op in document["ops"] if op["name"] == "stage2.block1.relu1")
+    op["staircase"]["offsets"][5] += 40
+    other = tmp_path / "other.json"
+    other.write_text(Program.from_json(json.dumps(document)).to_json())
+    arguments = (str(program_file), f"{other}@rtl", "--picture", str(picture), "--json")
+    found = json.loads(run("compare", *arguments))
+    assert found["first_difference"] == "stage2.block1.relu1"
+    drawn = picture.read_text()
+    assert "<svg" in drawn
+    assert "first difference: stage2.block1.relu1" in drawn  # matplotlib's comment on its paths
+
+
+@pytest.mark.parametrize(
+    ("a", "picture", "said"),
+    [
+        (f"{DIGITS}@hdl", "x.svg", "the model after @ must be one of float, golden, onnxruntime"),
+        (f"{DIGITS}@onnxruntime", "x.svg", "onnxruntime must be given an ONNX file"),
+        ("program.json@float", "x.svg", "float must be given a network file"),
+        (DIGITS, "x.bmp", "a picture must end with one of .svg, .png, .pdf, not 'x.bmp'"),
+        (DIGITS, "nowhere/x.svg", "the picture's folder must exist"),
+    ],
+)
+def test_compare_refuses(run, tmp_path, a, picture, said):
+    assert said in run("compare", a, DIGITS, "--picture", str(tmp_path / picture), code=2)
+
+
+def test_a_picture_needs_matplotlib(run, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "matplotlib.figure", None)
+    text = run("compare", DIGITS, DIGITS, "--picture", "x.svg", code=2)
+    assert "hint: pip install matplotlib" in text
+
+
 def test_memory_counts_what_lives_together(program):
     found = memory(program, 16)
     assert found["weights_bits"] == 74512
