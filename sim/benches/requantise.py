@@ -181,8 +181,8 @@ class _Bench:
             ports.sum.value = sums[asked] if known else self.noise(g.accumulator_bits - 1)
             sums = due.pop(cycle, sums)
             rest = g.param_bits - g.bias_bits
-            known = [self.params[i] if i < len(self.params) else None for i in addresses]
-            bias, stairs = (self.noise(g.param_bits) if word is None else word for word in known)
+            words = [self.params[i] if i < len(self.params) else None for i in addresses]
+            bias, stairs = (self.noise(g.param_bits) if word is None else word for word in words)
             ports.bias.value = bias & (1 << g.bias_bits) - 1
             ports.stairs.value = stairs >> g.bias_bits & (1 << rest) - 1
             ports.residual_read__data.value = self.noise(g.word_bits) if read is None else read
