@@ -186,8 +186,9 @@ def test_refuses_to_start_where_nothing_is(refused):
     assert "needs the files of stage 'checkpoint'" in said
 
 
-def test_refuses_an_image_that_leaves_no_room_for_maps(refused, tmp_path):
-    network = Network(20, 2.0, 10, (1, 8, 8))
+def test_refuses_maps_that_leave_no_room_for_the_image(refused, tmp_path):
+    """Not even for as much as is read ahead."""
+    network = Network(8, 1.0, 10, (1, 43, 47))
     code, said = refused(saved(tmp_path / "x.pt", network), "--activation-bits", "4")
     assert code == 1
     assert "words for maps and" in said
