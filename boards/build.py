@@ -108,7 +108,11 @@ def plan(
         )
     wanted = clock_hz or board.clock_hz
     pump = board.geometry.pump
-    real = pll(board.clock_mhz * 1e6, pump * wanted).output_hz / pump
+    try:
+        real = pll(board.clock_mhz * 1e6, pump * wanted).output_hz / pump
+    except UsageError as error:
+        whose = "" if pump == 1 else f" for lanes at {pump} times the engine's clock"
+        raise UsageError(f"{error}{whose}", error.hint) from error
     rate = baud or board.baud
     try:
         divisor_for(real, rate)
