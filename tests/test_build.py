@@ -403,7 +403,7 @@ def test_digits_from_checkpoint_to_report(tmp_path, capsys):
     cycles = report["cycles_per_image"]
     assert report["image"]["streamed"] is False
     assert 0.99 <= cycles["simulated"] / cycles["predicted"] <= 1.01
-    assert report["utilisation"] >= 0.4
+    assert report["utilisation"] >= 0.28
     assert main(arguments) == 0
     said = capsys.readouterr()
     assert said.err.count(": unchanged") == 10

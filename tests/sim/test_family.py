@@ -186,7 +186,7 @@ def test_what_divided_addends_cost() -> None:
         )
         cycles.append(schedule(program.with_residual_bits(16), SHIPPED).cycles)
     print(f"one scale a layer {cycles[0]:,} cycles, one a channel {cycles[1]:,}")
-    assert 7 < cycles[1] / cycles[0] < 8
+    assert 10 < cycles[1] / cycles[0] < 12
 
 
 GEOMETRIES: dict[str, dict[str, Any]] = {
