@@ -12,15 +12,13 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from boards.ice40 import BoardTop, pll
 from boards.records import Board
 from boards.toolchain import (
-    ICEPACK,
-    NEXTPNR,
-    YOSYS,
+    FAMILIES,
     Build,
     Cells,
     Clock,
+    Family,
     Netlist,
     Routing,
     RoutingOptions,
@@ -28,6 +26,7 @@ from boards.toolchain import (
     TimingError,
     Tool,
 )
+from boards.top import BoardTop, pll
 from compiler.errors import BuildError, CapacityError, UsageError
 from compiler.geometry import Geometry
 from compiler.image import Image, check_room
@@ -41,8 +40,9 @@ from hw.uart import divisor_for
 STAGES = ("verilog", "synthesis", "routing", "bitstream")
 """The steps of this file, in order."""
 
-SPRAM_WORD = 64
-"""Bits of the four single-port RAMs side by side: a word of activation memory."""
+
+WORD_BITS = 64
+"""Most that a word of activation memory has: what the four single-port RAMs of an UP5K give."""
 
 
 # -- choices ---------------------------------------------------------------------------------------
@@ -71,12 +71,19 @@ class Plan:
     baud: int
     seeds: tuple[int, ...]
 
+    @property
+    def family(self) -> Family:
+        """The tools for the board's device."""
+        return FAMILIES[self.board.family]
+
     def top(self) -> BoardTop:
         """The whole design."""
-        offset = self.board.flash.image_offset
+        board = self.board
         return BoardTop(
-            self.board,
-            lambda hz: Top(self.geometry, hz, self.baud, "spram", offset),
+            board,
+            lambda hz: Top(
+                self.geometry, hz, self.baud, board.memory, board.flash.image_offset, board.image
+            ),
             self.wanted_hz,
         )
 
@@ -106,7 +113,7 @@ def plan(
             f"--activation-bits {next(b for b in STORE_BITS if b > activation_bits)}",
         )
     wanted = clock_hz or board.clock_hz
-    real = pll(board.clock_mhz * 1e6, wanted).output_hz
+    real = pll(board, wanted).output_hz
     rate = baud or board.baud
     try:
         divisor_for(real, rate)
@@ -137,7 +144,7 @@ def geometry_for(
     step of weights in whole parts.
     """
     nibbles = -(-activation_bits // 4)
-    across = min(default.word_channels, SPRAM_WORD // (4 * nibbles))
+    across = min(default.word_channels, WORD_BITS // (4 * nibbles))
     inputs, outputs, pixels = lanes or (
         min(default.input_lanes, across),
         default.output_lanes,
@@ -189,7 +196,8 @@ def fit(program: Program, plan: Plan, smaller: Callable[[], str] = str) -> tuple
     try:
         laid_out = schedule(program, plan.geometry)
         image = Image.of(laid_out)
-        check_room(image, laid_out)
+        if board.image == "memory":
+            check_room(image, laid_out)
     except CapacityError as error:
         name = smaller()
         # Where a network of this size would fit, it is not its size.
@@ -206,18 +214,16 @@ def _advice(name: str) -> str:
 # -- steps -----------------------------------------------------------------------------------------
 
 
-def tools() -> dict[str, Tool]:
-    """The tools a build needs, by name.
+def tools(board: Board) -> dict[str, Tool]:
+    """The tools a build for a board needs, by name.
 
     Raises
     ------
     ToolchainError
         The first that is missing.
     """
-    return {tool.name: tool for tool in (requirement.find() for requirement in _REQUIRED)}
-
-
-_REQUIRED = (YOSYS, NEXTPNR, ICEPACK)
+    found = (requirement.find() for requirement in FAMILIES[board.family].requirements)
+    return {tool.name: tool for tool in found}
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,17 +251,17 @@ class Made:
 
 
 def make_verilog(stages: Stages, plan: Plan, found: dict[str, Tool]) -> Path:
-    """Write ``top.v`` and ``top.pcf``, the same for every network."""
-    path = stages.folder / "top.v"
+    """Write ``top.v`` and the file of its pins, the same for every network."""
+    path, pins = stages.folder / "top.v", plan.family.constraints
 
     def work() -> Result:
         top = plan.top()
         write(path, top.verilog())
-        write(stages.folder / "top.pcf", top.constraints())
+        write(stages.folder / pins, top.constraints())
         return {}
 
     inputs = [plan, found["yosys"].version, source_digest("compiler", "hw", "boards")]
-    stages.run("verilog", inputs, ("top.v", "top.pcf"), work, share=True)
+    stages.run("verilog", inputs, ("top.v", pins), work, share=True)
     return path
 
 
@@ -274,18 +280,19 @@ def make_bitstream(
     BuildError
         A tool failed, or no seed met timing.
     """
-    folder, board = stages.folder, plan.board
-    build = Build(folder, stages.say)
+    folder, board, family = stages.folder, plan.board, plan.family
+    build = Build(folder, stages.say, family)
     chosen = options or SynthesisOptions()
 
     def synthesise() -> Result:
         (folder / "synthesis.json").unlink(missing_ok=True)
         netlist = build.synthesise(
-            (folder / "top.v").read_text(), device=board.speed, options=chosen
+            (folder / "top.v").read_text(), speed=board.speed, options=chosen
         )
         return asdict(netlist.cells)
 
-    inputs = [file_digest(folder / "top.v"), chosen, board.speed, found["yosys"].version]
+    inputs = [file_digest(folder / "top.v"), chosen.command(board.speed, family)]
+    inputs.append(found["yosys"].version)
     cells = Cells(
         **stages.run("synthesis", inputs, ("netlist.json", "netlist.v"), synthesise, share=True)
     )
@@ -297,9 +304,10 @@ def make_bitstream(
         try:
             routing = build.place_and_route(
                 netlist,
-                (folder / "top.pcf").read_text(),
+                (folder / family.constraints).read_text(),
                 device=board.device,
                 package=board.package,
+                speed=board.speed,
                 clock_hz=plan.clock_hz,
                 options=RoutingOptions(plan.seeds),
             )
@@ -312,26 +320,26 @@ def make_bitstream(
         }
 
     inputs = [
-        *(file_digest(netlist.json), file_digest(folder / "top.pcf"), plan.seeds),
-        *(board.device, board.package, plan.clock_hz, found["nextpnr-ice40"].version),
+        *(file_digest(netlist.json), file_digest(folder / family.constraints), plan.seeds),
+        *(board.device, board.package, plan.clock_hz, found[family.router.name].version),
     ]
-    result = stages.run("routing", inputs, ("top.asc",), route, share=True)
-    routing = _routing(folder, result)
+    result = stages.run("routing", inputs, (family.routed,), route, share=True)
+    routing = _routing(folder / family.routed, result)
 
     def pack() -> Result:
         (folder / "packing.json").unlink(missing_ok=True)
         build.pack(routing)
         return {}
 
-    inputs = [file_digest(routing.asc), found["icepack"].version]
+    inputs = [file_digest(routing.asc), found[family.packer.name].version]
     stages.run("bitstream", inputs, ("top.bin",), pack, share=True)
-    used, _ = routing.utilisation.get("ICESTORM_LC", (0, 0))
+    used, _ = routing.utilisation.get(family.logic, (0, 0))
     return Made(cells, used, routing.fmax_mhz, routing.seed, folder / "top.bin")
 
 
-def _routing(folder: Path, result: Result) -> Routing:
+def _routing(routed: Path, result: Result) -> Routing:
     return Routing(
-        asc=folder / "top.asc",
+        asc=routed,
         seed=result["seed"],
         clocks={name: Clock(*clock) for name, clock in result["clocks"].items()},
         utilisation={name: (used, of) for name, (used, of) in result["utilisation"].items()},
@@ -349,7 +357,8 @@ def check_cells(cells: Cells, plan: Plan) -> None:
         There is a multiplier in it.
     """
     if cells.dsp:
-        raise BuildError(f"netlist must have no multiplier, but has {cells.dsp} SB_MAC16")
+        kinds = " or ".join(plan.family.multipliers)
+        raise BuildError(f"netlist must have no multiplier, but has {cells.dsp} {kinds}")
     board = plan.board
     for kind, title in (("lut", "LUTs"), ("bram", "block RAMs"), ("spram", "SPRAMs")):
         need, budget = getattr(cells, kind), getattr(board.budget, kind)
@@ -365,7 +374,7 @@ def slower_clock(plan: Plan, achieved_mhz: float) -> str:
     board = plan.board
     for quarter in range(int(4 * achieved_mhz), 0, -1):
         try:
-            real = pll(board.clock_mhz * 1e6, quarter * 0.25e6).output_hz
+            real = pll(board, quarter * 0.25e6).output_hz
             divisor_for(real, plan.baud)
         except (UsageError, ValueError):
             continue

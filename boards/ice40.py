@@ -1,28 +1,14 @@
-"""From an engine to the files an iCE40 tool chain takes: ``top.v`` and ``top.pcf``.
-
-Around the engine go the PLL, the reset after power-on and the pads. Both texts depend on the
-circuit alone: no source location, folder or tool's name, so their digests name the design.
-"""
+"""What the clock and the pads of an iCE40 are made of, and how its pins are written down."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from amaranth.back import rtlil
-from amaranth.hdl import ClockDomain, ClockSignal, Elaboratable, Instance, Module, Signal
-from amaranth.lib import wiring
-from amaranth.lib.cdc import FFSynchronizer
-from amaranth.lib.wiring import In
+from amaranth.hdl import Instance, Module, Signal, Value
 
 from boards.records import Board, Pin
-from boards.toolchain import to_verilog
 from compiler.errors import UsageError
-
-RESET_SECONDS = 16e-6
-"""Least duration of the reset after the PLL has locked. Block RAMs read zeros for some microseconds
-after configuration, whatever their initial value (they are held by the warm-boot logic)."""
-
 
 # PLL --------------------------------------------------------------------------------------------
 
@@ -90,154 +76,51 @@ def pll(input_hz: float, wanted_hz: float) -> Pll:
     return min(legal, key=lambda setting: round(abs(setting.output_hz - wanted_hz)))
 
 
-# Top level --------------------------------------------------------------------------------------
+def instance(settings: Pll, board: Board, pad: Signal, clock: Value, lock: Signal) -> Instance:
+    """The PLL: in the pad of its clock where the board's oscillator has that pin, else beside."""
+    core = board.pll_input == "fabric"
+    source = {"i_REFERENCECLK" if core else "i_PACKAGEPIN": pad}
+    return Instance(
+        "SB_PLL40_CORE" if core else "SB_PLL40_PAD",
+        p_FEEDBACK_PATH="SIMPLE",
+        p_DIVR=settings.divr,
+        p_DIVF=settings.divf,
+        p_DIVQ=settings.divq,
+        p_FILTER_RANGE=settings.filter_range,
+        **source,
+        i_RESETB=1,
+        i_BYPASS=0,
+        o_PLLOUTGLOBAL=clock,
+        o_LOCK=lock,
+    )
 
 
-class BoardTop(Elaboratable):
-    """A component on a board: its clock, its reset and its pads.
+# Pads -------------------------------------------------------------------------------------------
 
-    Every port of the component is a single bit, and goes to the pin of the same name in the board's
-    record; pins without a port stay unused. The component runs in the ``sync`` domain, from the PLL
-    at `clock_hz`. Its reset is released at least `RESET_SECONDS` after the PLL has locked, and
-    asserted again if the PLL loses its lock.
 
-    Parameters
-    ----------
-    board : Board
-        Of family "ice40".
-    factory : callable
-        Makes the component, given its clock in Hz: what the PLL really makes.
-    clock_hz : float or None
-        Wanted clock; the board's default if None.
-
-    Raises
-    ------
-    UsageError
-        The board is of another family, the clock cannot be made, or the component has a port that
-        the board has no pin for.
-    """
-
-    def __init__(
-        self,
-        board: Board,
-        factory: Callable[[float], wiring.Component],
-        clock_hz: float | None = None,
-    ) -> None:
-        if board.family != "ice40":
-            raise UsageError(f"board must be of family 'ice40', not {board.family!r}")
-        self._board = board
-        self._pll = pll(board.clock_mhz * 1e6, clock_hz or board.clock_hz)
-        self._component = factory(self._pll.output_hz)
-        self._inputs = _ports(self._component, board)
-        self._pads = {name: Signal(name=name) for name in ["clk", *self._inputs]}
-
-    @property
-    def board(self) -> Board:
-        return self._board
-
-    @property
-    def component(self) -> wiring.Component:
-        return self._component
-
-    @property
-    def clock_hz(self) -> float:
-        """The clock of the component: what the PLL makes, near to what was wanted."""
-        return self._pll.output_hz
-
-    @property
-    def reset_cycles(self) -> int:
-        """Cycles from lock to the release of reset."""
-        return 1 << (int(RESET_SECONDS * self.clock_hz)).bit_length()
-
-    def elaborate(self, platform: object) -> Module:  # noqa: ARG002 (Amaranth's interface)
-        m = Module()
-        m.submodules.component = self._component
-        self._make_clock(m)
-        led_driver: dict[str, object] = {}
-        for name, is_input in self._inputs.items():
-            pin, pad, port = (
-                self._board.pins[name],
-                self._pads[name],
-                getattr(self._component, name),
-            )
-            if is_input:
-                m.d.comb += port.eq(pad ^ pin.inverted)
-            elif pin.led_driver is not None:
-                led_driver |= {
-                    f"p_RGB{pin.led_driver}_CURRENT": "0b000001",
-                    f"i_RGB{pin.led_driver}PWM": port,
-                    f"o_RGB{pin.led_driver}": pad,
-                }
-            else:
-                m.d.comb += pad.eq(port ^ pin.inverted)
-        if led_driver:
-            # Half-current mode: 2 mA a channel, enough to see and kind to the eyes.
-            m.submodules.led_driver = Instance(
-                "SB_RGBA_DRV", p_CURRENT_MODE="0b1", i_CURREN=1, i_RGBLEDEN=1, **led_driver
-            )
-        return m
-
-    def _make_clock(self, m: Module) -> None:
-        """Domains ``sync`` and, without reset, ``start``, both from the PLL."""
-        m.domains.sync = sync = ClockDomain()
-        m.domains.start = ClockDomain(reset_less=True)
-        lock, locked = Signal(), Signal()
-        m.submodules.pll = Instance(
-            "SB_PLL40_PAD",
-            p_FEEDBACK_PATH="SIMPLE",
-            p_DIVR=self._pll.divr,
-            p_DIVF=self._pll.divf,
-            p_DIVQ=self._pll.divq,
-            p_FILTER_RANGE=self._pll.filter_range,
-            i_PACKAGEPIN=self._pads["clk"],
-            i_RESETB=1,
-            i_BYPASS=0,
-            o_PLLOUTGLOBAL=ClockSignal("start"),
-            o_LOCK=lock,
-        )
-        m.submodules.lock = FFSynchronizer(lock, locked, o_domain="start")
-        count = Signal(range(self.reset_cycles + 1))
-        with m.If(~locked):
-            m.d.start += count.eq(0)
-        with m.Elif(~count[-1]):
-            m.d.start += count.eq(count + 1)
-        m.d.comb += [sync.clk.eq(ClockSignal("start")), sync.rst.eq(~count[-1])]
-
-    def constraints(self) -> str:
-        """Pins and the oscillator's frequency, in PCF; nextpnr derives the PLL's from it."""
-        located = {"clk": self._board.clock_pin} | {n: self._board.pins[n] for n in self._inputs}
-        lines = [_constraint(name, pin) for name, pin in located.items()]
-        return "\n".join([*lines, f"set_frequency clk {self._board.clock_mhz:g}", ""])
-
-    def verilog(self) -> str:
-        """The design as Verilog with the top module ``top``.
-
-        Raises
-        ------
-        ToolchainError
-            No Yosys.
-        BuildError
-            Yosys cannot write the design.
-        """
-        return to_verilog(
-            rtlil.convert(self, "top", ports=list(self._pads.values()), emit_src=False)
+def drive(
+    m: Module, located: Mapping[str, Pin], special: Mapping[str, tuple[Value, Value | None]]
+) -> None:
+    """Connect (port, pad) of the pins that the UltraPlus' LED driver owns."""
+    channels: dict[str, object] = {}
+    for name, (port, pad) in special.items():
+        channel = located[name].led_driver
+        channels |= {
+            f"p_RGB{channel}_CURRENT": "0b000001",
+            f"i_RGB{channel}PWM": port,
+            f"o_RGB{channel}": pad,
+        }
+    if channels:
+        # Half-current mode: 2 mA a channel, enough to see and kind to the eyes.
+        m.submodules.led_driver = Instance(
+            "SB_RGBA_DRV", p_CURRENT_MODE="0b1", i_CURREN=1, i_RGBLEDEN=1, **channels
         )
 
 
-def _ports(component: wiring.Component, board: Board) -> dict[str, bool]:
-    """Names of a component's ports and whether each is an input."""
-    ports = {}
-    for path, member, value in component.signature.flatten(component):
-        name = "__".join(map(str, path))
-        if name not in board.pins:
-            raise UsageError(
-                f"port {name!r} must have a pin, but board {board.name!r} has none of that name",
-                hint=f"its pins: {', '.join(board.pins)}",
-            )
-        if len(value) != 1:
-            raise UsageError(f"port {name!r} must be one bit wide, not {len(value)}")
-        ports[name] = member.flow == In
-    return ports
+def constraints(located: Mapping[str, Pin], clock_mhz: float) -> str:
+    """Pins and the frequency of the one named ``clk``, in PCF."""
+    lines = [_constraint(name, pin) for name, pin in located.items()]
+    return "\n".join([*lines, f"set_frequency clk {clock_mhz:g}", ""])
 
 
 def _constraint(name: str, pin: Pin) -> str:

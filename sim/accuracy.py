@@ -37,6 +37,9 @@ ROOMY = {
 RESET_CYCLES = 1 << 14
 """Cycles after which every board's reset is over, and its flash awake."""
 
+AROUND = ("spi_flash", "board")
+"""Models of what is on a board beside the device."""
+
 COPY_CYCLES = 64
 """Cycles within which a byte of the Image is copied: twice and a half what it takes."""
 
@@ -138,8 +141,9 @@ class BoardRun:
 
 
 def cell_models(verilog: str) -> list[str]:
-    """The vendor's cells that a design instantiates, as names of models."""
-    return sorted(set(re.findall(r"^\s*(SB_\w+)\s", verilog, re.MULTILINE)))
+    """The vendor's cells that a design instantiates, of those that there is a model of."""
+    known = {path.stem for path in MODELS.glob("*.v")} - set(AROUND)
+    return sorted(known & set(re.findall(r"^\s*(\w+)\s", verilog, re.MULTILINE)))
 
 
 def board_simulation(verilog: Path, cache: Path | None = None) -> Simulation:
@@ -153,9 +157,11 @@ def board_simulation(verilog: Path, cache: Path | None = None) -> Simulation:
         What is simulated is not that file.
     """
     text = verilog.read_text()
-    models = [name for name in cell_models(text) if (MODELS / f"{name}.v").exists()]
-    around = ["spi_flash", "board"]
-    simulation = Simulation.build(verilog, "board", sources=[*models, *around], cache=cache)
+    models = cell_models(text)
+    defines = {"USRMCLK": 1} if "USRMCLK" in models else {}
+    simulation = Simulation.build(
+        verilog, "board", sources=[*models, *AROUND], defines=defines, cache=cache
+    )
     digests = {file_digest(path) for path in (verilog, simulation.verilog)}
     if len(digests) > 1:
         raise MismatchError(f"{simulation.verilog} must be the {verilog} that is synthesised")

@@ -27,9 +27,12 @@ from sim.benches.engine import SPRAM_BITS, Memory
 
 
 class BlockMemory(Memory):
-    """The activation memory of a board, in blocks of single-port RAM."""
+    """The activation memory of a board: one array, or blocks of single-port RAM."""
 
     def __init__(self, engine, geometry: Geometry) -> None:
+        if "memory" in {child._name for child in engine.memory}:
+            super().__init__(engine, geometry)
+            return
         # A cell whose name a signal has already gets a suffix, and is escaped: spram0, \\spram0$11.
         found = {
             int(name[1]): child.mem
