@@ -226,7 +226,7 @@ def _words(tensor: Tensor, first: bool, geometry: Geometry) -> int:
 
 @dataclass(slots=True)
 class _Block:
-    """Words that tensors have to themselves for some layers, inclusive; ``where`` asked first."""
+    """Words that tensors have to themselves for some layers, inclusive; the input from -1 on."""
 
     where: str
     words: int
@@ -241,10 +241,13 @@ class _Block:
 
 
 def _plan_memory(program: Program, fused: list[Fused], geometry: Geometry) -> tuple[Region, ...]:
-    """Largest first, each as low as it goes; a residual sum stays where its first addend was."""
+    """The largest first, each as low as it goes; a residual sum stays where its first addend was.
+
+    The input comes before all: `hw.writer` puts it at address 0.
+    """
     blocks, order = _blocks(program, fused, geometry)
     placed: list[_Block] = []
-    for block in sorted(blocks, key=lambda b: (-b.words, b.start)):
+    for block in sorted(blocks, key=lambda b: (b.start >= 0, -b.words, b.start)):
         for other in sorted(filter(block.meets, placed), key=lambda b: b.first):
             if block.first + block.words <= other.first:
                 break

@@ -226,7 +226,7 @@ def on_board(
             "clock_hz": clock_hz,
             "baud": baud,
             "start_patience": start_patience(image),
-            "patience_ps": int(20 * laid_out.cycles / clock_hz * 1e12),
+            "patience_ps": int((20 * laid_out.cycles + start_patience(image)) / clock_hz * 1e12),
             "layer_pictures": min(layer_images, len(images)),
             "regions": [
                 [[region.first, region.words] for region in map(laid_out.region, layer)]
@@ -260,7 +260,7 @@ def _collected(
     values: dict[str, object], laid_out: Schedule, names: list[str]
 ) -> tuple[Int, Int, Int, Int, dict[str, Int]]:
     """(scores, labels, cycles, layer cycles, tensors) of a bench's values."""
-    replies = [_read(np.asarray(r, dtype=np.uint8).tobytes()) for r in values["replies"]]  # type: ignore[attr-defined]
+    scores, labels = replies_of(values)
     period = int(values["period_ps"])  # type: ignore[call-overload]
     started, done, offered = (
         np.rint(np.asarray(values[name]) / period).astype(np.int64)
@@ -272,11 +272,20 @@ def _collected(
         name = names[i % len(names)]
         tensors[name].append(check.decode(laid_out, name, np.asarray(values[key])))
     return (
-        np.array([reply.scores for reply in replies], dtype=np.int64),
-        np.array([reply.label for reply in replies], dtype=np.int64),
+        scores,
+        labels,
         offered[:, -1, 0] - started[:, 0] - held,
         done - started,
         {name: np.stack(maps) for name, maps in tensors.items() if maps},
+    )
+
+
+def replies_of(values: dict[str, object]) -> tuple[Int, Int]:
+    """(scores, labels) of a bench's replies, all of which must say OK."""
+    replies = [_read(np.asarray(r, dtype=np.uint8).tobytes()) for r in values["replies"]]  # type: ignore[attr-defined]
+    return (
+        np.array([reply.scores for reply in replies], dtype=np.int64),
+        np.array([reply.label for reply in replies], dtype=np.int64),
     )
 
 
