@@ -33,6 +33,8 @@ from compiler.image import Image, check_room
 from compiler.program import Program
 from compiler.schedule import Schedule, schedule
 from compiler.stages import Result, Stages, file_digest, source_digest, write
+from hw.flash import BYTE_CYCLES, FlashReader
+from hw.replay import DESELECT_CYCLES
 from hw.store import BITS as STORE_BITS
 from hw.top import Top
 from hw.uart import divisor_for
@@ -75,6 +77,13 @@ class Plan:
     def family(self) -> Family:
         """The tools for the board's device."""
         return FAMILIES[self.board.family]
+
+    def pass_cycles(self, image_bytes: int) -> int:
+        """Cycles in which the Image is read for a picture: 0 where it lies in memory."""
+        if self.board.image == "memory":
+            return 0
+        reader = FlashReader(self.clock_hz, self.board.flash.image_offset)
+        return DESELECT_CYCLES + reader.start_cycles + BYTE_CYCLES * image_bytes
 
     def top(self) -> BoardTop:
         """The whole design."""
@@ -147,7 +156,7 @@ def geometry_for(
     across = min(default.word_channels, WORD_BITS // (4 * nibbles))
     inputs, outputs, pixels = lanes or (
         min(default.input_lanes, across),
-        default.output_lanes,
+        min(default.output_lanes, across),
         default.pixel_lanes,
     )
     weights = inputs * outputs
@@ -209,6 +218,84 @@ def fit(program: Program, plan: Plan, smaller: Callable[[], str] = str) -> tuple
 def _advice(name: str) -> str:
     fits = f"{name} would fit; " if name else ""
     return f"{fits}`python -m sim accuracy FILE` simulates a network that fits no board"
+
+
+# -- the most that fits ----------------------------------------------------------------------------
+
+MARGIN = 1.15
+"""How far an estimate may lie above the budget before the tools are not asked."""
+
+
+@dataclass(frozen=True, slots=True)
+class Price:
+    """LUTs of an engine of 4-bit activations, measured: without lanes, and a lane."""
+
+    fixed: float
+    lane: float
+
+
+PRICES = {"ice40": Price(2890, 8.9), "ecp5": Price(6290, 8.2)}
+"""From the netlists of 128 and 256 lanes on iCE40, of 1,024 on ECP5."""
+
+
+def estimate(geometry: Geometry, board: Board) -> Cells:
+    """LUTs and block RAMs of a geometry, before any tool has run."""
+    g, price = geometry, PRICES[board.family]
+    lut = price.fixed + price.lane * g.lanes * (1 + (g.activation_bits - 4) / 8)
+    wide, deep = (16, 256) if board.family == "ice40" else (36, 512)
+
+    def blocks(bits: int, depth: int) -> int:
+        return -(-bits // wide) * -(-depth // deep)
+
+    bram = blocks(g.weight_bits, g.weight_depth)
+    bram += g.pixel_lanes * blocks(g.word_bits, g.window_depth)
+    if board.family == "ice40":  # an ECP5 has them in LUTs
+        bram += blocks(g.param_words * g.stream_bits, 2 * g.output_lanes)
+    if board.memory == "inferred":
+        ecp5 = -(-g.word_bits // 4) * -(-g.memory_depth // 4096)  # a mask a nibble
+        bram += blocks(g.word_bits, g.memory_depth) if board.family == "ice40" else ecp5
+    return Cells(lut=round(lut), bram=bram)
+
+
+def largest(
+    stages: Stages,
+    program: Program,
+    board: Board,
+    found: dict[str, Tool],
+    *,
+    clock: float | None,
+    baud: int | None,
+    seeds: int,
+) -> Plan:
+    """The first of the board's geometries, from the largest, that the tools bring onto it in time.
+
+    Why each larger one does not is told to ``stages.say``. What is hopeless is left out by its
+    estimate; for the rest the tools have the word.
+
+    Raises
+    ------
+    BuildError
+        None does.
+    """
+    for lanes in board.candidates:
+        name = "x".join(map(str, lanes))
+        try:
+            chosen = plan(board, program.activation_bits, lanes, clock, baud, seeds)
+            fit(program, chosen)
+            guess = estimate(chosen.geometry, board)
+            for kind in ("lut", "bram"):
+                need, budget = getattr(guess, kind), getattr(board.budget, kind)
+                if need > budget * (MARGIN if kind == "lut" else 1):
+                    raise CapacityError(f"about {need:,} {kind.upper()} of {budget:,}")
+            stages.say(f"--lanes {name}: trying")
+            make_verilog(stages, chosen, found)
+            made = make_bitstream(stages, chosen, found)
+        except (CapacityError, BuildError, UsageError) as error:
+            stages.say(f"--lanes {name}: no; {str(error).splitlines()[0]}")
+            continue
+        stages.say(f"--lanes {name}: {made.fmax_mhz:.1f} MHz, {made.cells.lut:,} LUT")
+        return chosen
+    raise BuildError(f"board {board.name!r} must hold one of its geometries, and holds none")
 
 
 # -- steps -----------------------------------------------------------------------------------------

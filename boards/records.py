@@ -113,6 +113,8 @@ class Board:
         Default bit rate of the serial link; the clock must be a near multiple of it.
     geometry : Geometry
         Default of engines for this board.
+    candidates : tuple of (int, int, int)
+        Input, output and pixel lanes that ``--lanes auto`` tries, in that order.
     flash : Flash
         The configuration flash.
     programmers : tuple of Programmer
@@ -140,6 +142,7 @@ class Board:
     flash: Flash
     programmers: tuple[Programmer, ...]
     geometry: Geometry
+    candidates: tuple[tuple[int, int, int], ...]
     pll_input: str = "pad"
     image: str = "memory"
     held_high: dict[str, Pin] = field(default_factory=dict)
@@ -154,6 +157,8 @@ UP5K = Budget(lut=5280, bram=30, spram=4, dsp=8)
 
 UP5K_GEOMETRY = Geometry(input_lanes=16, output_lanes=8, pixel_lanes=1)
 """128 additions a cycle; a memory word is what the four single-port RAMs give in a cycle."""
+
+UP5K_LANES = ((16, 16, 1), (16, 8, 1), (8, 8, 1), (4, 8, 1))
 
 ICEPROG = Programmer("iceprog", ("-o", "{offset}", "{file}"), "apt install fpga-icestorm")
 OPENFPGALOADER = Programmer(
@@ -191,6 +196,7 @@ ICEBREAKER = Board(
     baud=2_000_000,
     flash=Flash(size=16 << 20, image_offset=1 << 20),
     geometry=UP5K_GEOMETRY,
+    candidates=UP5K_LANES,
     programmers=(ICEPROG, OPENFPGALOADER),
 )
 
@@ -220,6 +226,7 @@ ICESUGAR = Board(
     baud=115_200,
     flash=Flash(size=8 << 20, image_offset=1 << 20),
     geometry=UP5K_GEOMETRY,
+    candidates=UP5K_LANES,
     programmers=(ICESPROG,),
 )
 
@@ -251,6 +258,7 @@ HX8K = Board(
     baud=2_000_000,
     flash=Flash(size=4 << 20, image_offset=1 << 20),
     geometry=Geometry(input_lanes=16, output_lanes=16, pixel_lanes=1, memory_depth=512),
+    candidates=((16, 16, 2), (16, 16, 1), (16, 8, 1), (8, 8, 1)),
     programmers=(ICEPROG,),
 )
 """256 additions a cycle; the weights take half of the block RAMs, the maps a quarter."""
@@ -288,6 +296,7 @@ ULX3S_25F = Board(
     baud=2_000_000,
     flash=Flash(size=4 << 20, image_offset=2 << 20),
     geometry=Geometry(input_lanes=16, output_lanes=16, pixel_lanes=4, memory_depth=8192),
+    candidates=((16, 16, 8), (16, 16, 4), (16, 16, 2), (16, 16, 1), (16, 8, 1)),
     programmers=(
         Programmer(
             "openFPGALoader",

@@ -65,10 +65,13 @@ def lanes(geometry: Geometry) -> dict[str, int]:
     }
 
 
-def work(laid_out: Schedule, simulated: int | None, clock_hz: float) -> Report:
+def work(
+    laid_out: Schedule, simulated: int | None, clock_hz: float, pass_cycles: int = 0
+) -> Report:
     """Additions, cycles and speed; ``simulated`` cycles an image, or None.
 
-    ``images_per_second`` is the clock over the simulated cycles, the Image being resident.
+    ``images_per_second`` is the clock over the simulated cycles, the Image being resident; or over
+    ``pass_cycles``, in which it is read from flash for a picture, if those are more.
     """
     additions, peak = laid_out.program.addsub_per_image, laid_out.geometry.lanes
     achieved = additions / simulated if simulated else None
@@ -78,7 +81,7 @@ def work(laid_out: Schedule, simulated: int | None, clock_hz: float) -> Report:
         "addsub_per_cycle": {"peak": peak, "achieved": achieved},
         "utilisation": achieved / peak if achieved else None,
         "clock_mhz": clock_hz / 1e6,
-        "images_per_second": clock_hz / simulated if simulated else None,
+        "images_per_second": clock_hz / max(simulated, pass_cycles) if simulated else None,
     }
 
 
