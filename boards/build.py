@@ -378,8 +378,10 @@ def make_bitstream(
         )
         return asdict(netlist.cells)
 
-    inputs = [file_digest(folder / "top.v"), chosen.command(board.speed, family)]
-    inputs.append(found["yosys"].version)
+    inputs: list[object] = [
+        *(file_digest(folder / "top.v"), chosen.command(board.speed, family)),
+        found["yosys"].version,
+    ]
     cells = Cells(
         **stages.run("synthesis", inputs, ("netlist.json", "netlist.v"), synthesise, share=True)
     )

@@ -17,7 +17,7 @@ from amaranth.lib.cdc import FFSynchronizer
 from amaranth.lib.wiring import In
 
 from boards import ecp5, ice40
-from boards.records import Board, Pin
+from boards.records import Board
 from boards.toolchain import to_verilog
 from compiler.errors import UsageError
 
@@ -118,14 +118,13 @@ class BoardTop(Elaboratable):
         self._make_clock(m)
         special: dict[str, tuple[Value, Value | None]] = {}
         for name, is_input in self._inputs.items():
-            pin, pad = self._located[name], self._pads.get(name)
-            port = getattr(self._component, name)
+            pin, port = self._located[name], getattr(self._component, name)
             if is_input:
-                m.d.comb += port.eq(pad ^ pin.inverted)
+                m.d.comb += port.eq(self._pads[name] ^ pin.inverted)
             elif pin.config_clock or pin.led_driver is not None:
-                special[name] = (port, pad)
+                special[name] = (port, self._pads.get(name))
             else:
-                m.d.comb += pad.eq(port ^ pin.inverted)
+                m.d.comb += self._pads[name].eq(port ^ pin.inverted)
         for name in self._board.held_high:
             m.d.comb += self._pads[name].eq(1)
         self._family.drive(m, self._located, special)
@@ -181,6 +180,3 @@ def _ports(component: wiring.Component, board: Board) -> dict[str, bool]:
             raise UsageError(f"port {name!r} must be one bit wide, not {len(value)}")
         ports[name] = member.flow == In
     return ports
-
-
-__all__ = ["RESET_SECONDS", "BoardTop", "Pin", "Pll", "pll"]

@@ -436,9 +436,7 @@ def benchmark_command(options: argparse.Namespace, console: Console) -> None:
             if options.baselines:
                 say(f"wrote {benchmark.write_baseline(row, result)}")
     if options.json:
-        document = {
-            row.name: {"not_built": r} if isinstance(r, str) else r for row, r in results
-        }
+        document = {row.name: {"not_built": r} if isinstance(r, str) else r for row, r in results}
         sys.stdout.write(json.dumps(document, indent=1) + "\n")
     else:
         sys.stdout.write(benchmark.table(results))

@@ -8,6 +8,7 @@ from amaranth.lib.crc import catalog
 from amaranth.lib.wiring import In, Out
 
 from compiler.geometry import MAGIC, Geometry
+from hw.flash import ADDRESS_BITS
 
 CRC = catalog.CRC32_ISO_HDLC(data_width=8)
 
@@ -43,6 +44,7 @@ class ImageReplay(wiring.Component):
 
     def __init__(self, geometry: Geometry) -> None:
         self._bits = geometry.stream_bits
+        self._count_bits = ADDRESS_BITS - (self._bits // 8 - 1).bit_length()
         if self._bits < 8 * FIELD_BYTES:
             raise ValueError(f"stream_bits must be at least 32, not {self._bits!r}")
         super().__init__(
@@ -92,7 +94,8 @@ class ImageReplay(wiring.Component):
                     m.next = "words"
             with m.State("words"):
                 m.d.comb += words.eq(1)
-                with m.If(left == 0):  # of a count of 0, whose words never end
+                # None, or more than the flash has: their end would never come, or hours later.
+                with m.If((left == 0) | left[self._count_bits :].any()):
                     m.next = "error"
                 with m.Elif(whole):
                     m.d.sync += [left.eq(left - 1), self.o.valid.eq(self.loaded)]

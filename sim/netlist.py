@@ -1,4 +1,4 @@
-"""The netlist after synthesis, at its pins: the vendor's cells in place of the Verilog they came from.
+"""The netlist after synthesis, at its pins: the vendor's cells in place of what they came from.
 
 Nothing inside has its name any more, so what is compared is what the board answers. That is what
 synthesis, and the options that it is given (`boards.toolchain.SynthesisOptions`), are held to.
@@ -40,7 +40,7 @@ def vendor_cells() -> Path:
 
 
 def cells_for(netlist: str) -> tuple[str, list[str]]:
-    """What a netlist is made of: Verilog of the vendor's cells, and names of models of this project.
+    """What a netlist is made of: Verilog of the vendor's cells, and names of own models.
 
     The project's own stand in for those of which the vendor's say nothing (PLL, LED driver) or too
     little (single-port RAM, whose output after a write is random here).

@@ -134,7 +134,10 @@ def test_verilog_never_varies(board, tmp_path, monkeypatch):
 
 
 def test_constraints_of_a_pll_beside_its_pad():
-    assert top(HX8K).constraints().splitlines()[:2] == ["set_io clk J3", "set_io -pullup yes rx B10"]
+    assert top(HX8K).constraints().splitlines()[:2] == [
+        "set_io clk J3",
+        "set_io -pullup yes rx B10",
+    ]
 
 
 @pytest.mark.synth

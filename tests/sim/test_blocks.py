@@ -15,6 +15,7 @@ BLOCKS = (
     "loader",
     "memory",
     "pool",
+    "replay",
     "requantise",
     "scorer",
     "store",

@@ -108,7 +108,9 @@ def numbered(bits: int, count: int) -> list[tuple[int, Schedule]]:
     geometry = GEOMETRIES[bits]
     if "SIGNUM_PROGRAM" in os.environ:
         number = int(os.environ["SIGNUM_PROGRAM"])
-        return [(number, schedule(drawn(number, geometry), geometry))] if number % 10 == bits else []
+        return (
+            [(number, schedule(drawn(number, geometry), geometry))] if number % 10 == bits else []
+        )
     found: list[tuple[int, Schedule]] = []
     for i in range(3 * count):
         number = default_seed() * 100_000 + 10 * i + bits
