@@ -12,7 +12,7 @@ from hw.flash import ADDRESS_BITS
 
 CRC = catalog.CRC32_ISO_HDLC(data_width=8)
 
-FIELD_BYTES = 4
+FIELD_BYTES, FIELD_BITS = 4, 32
 """Of magic, word count and CRC."""
 
 DESELECT_CYCLES = 8
@@ -45,7 +45,7 @@ class ImageReplay(wiring.Component):
     def __init__(self, geometry: Geometry) -> None:
         self._bits = geometry.stream_bits
         self._count_bits = ADDRESS_BITS - (self._bits // 8 - 1).bit_length()
-        if self._bits < 8 * FIELD_BYTES:
+        if self._bits < FIELD_BITS:
             raise ValueError(f"stream_bits must be at least 32, not {self._bits!r}")
         super().__init__(
             {
@@ -61,8 +61,8 @@ class ImageReplay(wiring.Component):
         m = Module()
         m.submodules.crc = crc = CRC.create()
         last, place = Signal(self._bits, reset_less=True), Signal(range(self._bits // 8))
-        field = Cat(last[-8 * (FIELD_BYTES - 1) :], self.i.payload)
-        left = Signal(8 * FIELD_BYTES)
+        field = Cat(last[-(FIELD_BITS - 8) :], self.i.payload)
+        left = Signal(FIELD_BITS)
         taken, whole, words = Signal(), Signal(), Signal()
         m.d.comb += [
             taken.eq(self.i.valid & self.i.ready),

@@ -61,6 +61,7 @@ class Tape:
                 at, given = at + 1, False
 
     def stop(self) -> None:
+        """Send no more."""
         self.task.cancel()
         self.ports.i__valid.value = 0
 
