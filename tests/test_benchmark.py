@@ -80,20 +80,20 @@ def test_a_loss_is_seen(change, told, tmp_path):
     assert benchmark.losses(baseline, changed(**change)) == [told]
 
 
-@pytest.mark.parametrize("path", sorted(benchmark.BASELINES.glob("*.json")), ids=lambda p: p.stem)
-def test_predicted_cycles_are_the_baselines(path, tmp_path):
-    """What a change to the schedule costs is seen without a tool."""
-    baseline = json.loads(path.read_text())
-    row = next(row for row in benchmark.ROWS if row.name == path.stem)
-    source = benchmark.source_of(row, tmp_path)
-    program = program_of(graph.build(checkpoint.load(source)), None)
-    lanes = baseline["lanes"]
-    geometry = geometry_for(
-        records.find(row.board).geometry,
-        program.activation_bits,
-        (lanes["input"], lanes["output"], lanes["pixels"]),
-    )
-    assert schedule(program, geometry).cycles == baseline["cycles_per_image"]["predicted"]
+def test_predicted_cycles_are_the_baselines(tmp_path):
+    """What a change to the schedule costs is seen without a tool, in every row that has one."""
+    for path in sorted(benchmark.BASELINES.glob("*.json")):
+        baseline = json.loads(path.read_text())
+        row = next(row for row in benchmark.ROWS if row.name == path.stem)
+        source = benchmark.source_of(row, tmp_path)
+        program = program_of(graph.build(checkpoint.load(source)), None)
+        lanes = baseline["lanes"]
+        geometry = geometry_for(
+            records.find(row.board).geometry,
+            program.activation_bits,
+            (lanes["input"], lanes["output"], lanes["pixels"]),
+        )
+        assert schedule(program, geometry).cycles == baseline["cycles_per_image"]["predicted"]
 
 
 def test_refuses_an_unknown_row(capsys):
