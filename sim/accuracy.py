@@ -52,6 +52,9 @@ PICTURES_AT_ONCE = 32
 COPY_CYCLES = 16
 """Cycles within which a byte of the Image is read: twice what it takes with the slower clock."""
 
+AROUND = ("spi_flash", "board")
+"""Models of what is on a board beside the device."""
+
 
 # -- a bare engine ---------------------------------------------------------------------------------
 
@@ -196,8 +199,9 @@ class BoardRun:
 
 
 def cell_models(verilog: str) -> list[str]:
-    """The vendor's cells that a design instantiates, as names of models."""
-    return sorted(set(re.findall(r"^\s*(SB_\w+)\s", verilog, re.MULTILINE)))
+    """The vendor's cells that a design instantiates, of those that there is a model of."""
+    known = {path.stem for path in MODELS.glob("*.v")} - set(AROUND)
+    return sorted(known & set(re.findall(r"^\s*(\w+)\s", verilog, re.MULTILINE)))
 
 
 def board_simulation(verilog: Path, cache: Path | None = None) -> Simulation:
@@ -211,9 +215,11 @@ def board_simulation(verilog: Path, cache: Path | None = None) -> Simulation:
         What is simulated is not that file.
     """
     text = verilog.read_text()
-    models = [name for name in cell_models(text) if (MODELS / f"{name}.v").exists()]
-    around = ["spi_flash", "board"]
-    simulation = Simulation.build(verilog, "board", sources=[*models, *around], cache=cache)
+    models = cell_models(text)
+    defines = {"USRMCLK": 1} if "USRMCLK" in models else {}
+    simulation = Simulation.build(
+        verilog, "board", sources=[*models, *AROUND], defines=defines, cache=cache
+    )
     digests = {file_digest(path) for path in (verilog, simulation.verilog)}
     if len(digests) > 1:
         raise MismatchError(f"{simulation.verilog} must be the {verilog} that is synthesised")
@@ -280,7 +286,7 @@ def on_board(
             "pump": laid_out.geometry.pump,
             "baud": baud,
             "start_patience": start_patience(image),
-            "patience_ps": int(20 * laid_out.cycles / clock_hz * 1e12),
+            "patience_ps": int((20 * laid_out.cycles + start_patience(image)) / clock_hz * 1e12),
             "layer_pictures": min(layer_images, len(images)),
             "regions": [
                 [[region.first, region.words] for region in map(laid_out.region, layer)]
@@ -313,7 +319,7 @@ def _collected(
     values: dict[str, object], laid_out: Schedule, names: list[str]
 ) -> tuple[Int, Int, Int, Int, dict[str, Int]]:
     """(scores, labels, cycles, layer cycles, tensors) of a bench's values."""
-    replies = [_read(np.asarray(r, dtype=np.uint8).tobytes()) for r in values["replies"]]  # type: ignore[attr-defined]
+    scores, labels = replies_of(values)
     period = int(values["period_ps"])  # type: ignore[call-overload]
     started, done, offered = (
         np.rint(np.asarray(values[name]) / period).astype(np.int64)
@@ -325,11 +331,20 @@ def _collected(
         name = names[i % len(names)]
         tensors[name].append(check.decode(laid_out, name, np.asarray(values[key])))
     return (
-        np.array([reply.scores for reply in replies], dtype=np.int64),
-        np.array([reply.label for reply in replies], dtype=np.int64),
+        scores,
+        labels,
         offered[:, -1, 0] - started[:, 0] - held,
         done - started,
         {name: np.stack(maps) for name, maps in tensors.items() if maps},
+    )
+
+
+def replies_of(values: dict[str, object]) -> tuple[Int, Int]:
+    """(scores, labels) of a bench's replies, all of which must say OK."""
+    replies = [_read(np.asarray(r, dtype=np.uint8).tobytes()) for r in values["replies"]]  # type: ignore[attr-defined]
+    return (
+        np.array([reply.scores for reply in replies], dtype=np.int64),
+        np.array([reply.label for reply in replies], dtype=np.int64),
     )
 
 

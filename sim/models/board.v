@@ -1,5 +1,6 @@
 // What is on a board around the device: the very `top` that is synthesised, and the SPI flash on
-// its pins. The serial line, the clock's pin and the LEDs are the bench's.
+// its pins. The serial line, the clock's pin and the LEDs are the bench's. Where the device clocks
+// its flash through a primitive (ECP5), USRMCLK is defined: the clock is taken from inside.
 
 module board (
     input  clk,
@@ -17,13 +18,19 @@ module board (
         .rx(rx),
         .tx(tx),
         .flash_cs_n(flash_cs_n),
+`ifndef USRMCLK
         .flash_clk(flash_clk),
+`endif
         .flash_copi(flash_copi),
         .flash_cipo(flash_cipo),
         .alive(alive),
         .busy(busy),
         .error(error)
     );
+
+`ifdef USRMCLK
+    assign flash_clk = top.usrmclk.MCLK;
+`endif
 
     spi_flash flash (
         .cs_n(flash_cs_n),

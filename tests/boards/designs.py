@@ -54,3 +54,18 @@ class Multiplier(wiring.Component):
         m.d.sync += [bits.eq(bits << 1 | self.rx), product.eq(bits[:16] * bits[16:])]
         m.d.comb += self.tx.eq(product.xor())
         return m
+
+
+class Flashing(wiring.Component):
+    """The line goes to the flash, and the flash to the line."""
+
+    rx: In(1)
+    tx: Out(1)
+    flash_cs_n: Out(1)
+    flash_clk: Out(1)
+    flash_cipo: In(1)
+
+    def elaborate(self, platform):
+        m = Module()
+        m.d.sync += [self.flash_clk.eq(self.rx), self.tx.eq(self.flash_cipo)]
+        return m

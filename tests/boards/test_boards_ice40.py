@@ -12,8 +12,9 @@ import pytest
 from amaranth.lib import wiring
 from amaranth.lib.wiring import Out
 
-from boards.ice40 import RESET_SECONDS, BoardTop, pll
-from boards.records import BOARDS, ICEBREAKER
+from boards.ice40 import pll
+from boards.records import BOARDS, HX8K, ICEBREAKER
+from boards.top import RESET_SECONDS, BoardTop
 from compiler.errors import UsageError
 from tests.boards.designs import Blink
 
@@ -93,8 +94,8 @@ def test_reset_cycles(clock_hz):
 
 
 def test_wrong_family():
-    with pytest.raises(UsageError, match=r"^board must be of family 'ice40', not 'ecp5'$"):
-        top(dataclasses.replace(ICEBREAKER, family="ecp5"))
+    with pytest.raises(UsageError, match=r"^board must be of a family of ice40, ecp5, not 'x'$"):
+        top(dataclasses.replace(ICEBREAKER, family="x"))
 
 
 @pytest.mark.filterwarnings("ignore::amaranth.hdl.UnusedElaboratable")
@@ -124,10 +125,19 @@ def test_verilog_never_varies(board, tmp_path, monkeypatch):
     first = top(board).verilog()
     monkeypatch.chdir(tmp_path)
     assert top(board).verilog() == first
-    assert "SB_PLL40_PAD" in first
+    assert {"pad": "SB_PLL40_PAD", "fabric": "SB_PLL40_CORE"}[board.pll_input] in first or (
+        board.family == "ecp5" and "EHXPLLL" in first
+    )
     assert ".py" not in first
     assert "(* src" not in first
     assert str(Path.cwd()) not in first
+
+
+def test_constraints_of_a_pll_beside_its_pad():
+    assert top(HX8K).constraints().splitlines()[:2] == [
+        "set_io clk J3",
+        "set_io -pullup yes rx B10",
+    ]
 
 
 @pytest.mark.synth

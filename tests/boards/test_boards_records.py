@@ -3,31 +3,46 @@
 from __future__ import annotations
 
 import pytest
+from amaranth_boards.ice40_hx8k_b_evn import ICE40HX8KBEVNPlatform
 from amaranth_boards.icebreaker import ICEBreakerPlatform
 from amaranth_boards.icesugar import ICESugarPlatform
+from amaranth_boards.ulx3s import ULX3S_25F_Platform
 
-from boards.records import BOARDS, ICEBREAKER, ICESUGAR, find
-from boards.toolchain import Cells
+from boards.records import BOARDS, HX8K, ICEBREAKER, ICESUGAR, ULX3S_25F, find
+from boards.toolchain import FAMILIES, Cells
 from compiler.errors import UsageError
 
-PLATFORMS = [(ICEBREAKER, ICEBreakerPlatform), (ICESUGAR, ICESugarPlatform)]
+PLATFORMS = [
+    (ICEBREAKER, ICEBreakerPlatform),
+    (ICESUGAR, ICESugarPlatform),
+    (HX8K, ICE40HX8KBEVNPlatform),
+    (ULX3S_25F, ULX3S_25F_Platform),
+]
 
-LEDS = {"icebreaker": {"error": "led_r", "busy": "led_g"}} | {
-    "icesugar": {"error": "led_r", "busy": "led_g", "alive": "led_b"}
+ROW = {"alive": ("led", 0), "busy": ("led", 1), "error": ("led", 2)}
+LEDS = {
+    "icebreaker": {"error": ("led_r", 0), "busy": ("led_g", 0)},
+    "icesugar": {"error": ("led_r", 0), "busy": ("led_g", 0), "alive": ("led_b", 0)},
+    "hx8k": ROW,
+    "ulx3s-25f": ROW,
 }
+FLASH = {"ulx3s-25f": "spi_flash"}
+DEVICES = {"25k": "lfe5u-25f", "CABGA381": "bg381"}
+"""nextpnr's names, and the vendor's."""
 
 LED_DRIVER_PINS = {"39": 0, "40": 1, "41": 2}
 """Pads of the constant-current driver in the SG48 package, and their channels."""
 
 
 def resources_of(platform):
-    """Pin numbers, and inversion, by dotted names of resources."""
+    """Pin numbers, and inversion, by dotted names of resources; of an LED, by name and number."""
     found = {}
     for resource in platform.resources:
         for part in resource.ios:
             if hasattr(part, "names"):
                 found.setdefault(resource.name, (part.names, part.invert))
-            elif hasattr(part, "ios"):
+                found[resource.name, resource.number] = part.names, part.invert
+            elif hasattr(part, "ios") and hasattr(part.ios[0], "names"):
                 pins = part.ios[0]
                 found.setdefault(f"{resource.name}.{part.name}", (pins.names, pins.invert))
     return found
@@ -38,32 +53,43 @@ def resources_of(platform):
 )
 def test_pins(board, platform):
     resources = resources_of(platform)
-    assert resources["clk12"][0] == [board.clock_pin.location]
+    assert resources[platform.default_clk][0] == [board.clock_pin.location]
+    assert platform.default_clk == f"clk{board.clock_mhz:g}"
+    flash = FLASH.get(board.name, "spi_flash_1x")
     for name in ("rx", "tx"):
         assert resources[f"uart.{name}"][0] == [board.pins[name].location]
     for name in ("clk", "copi", "cipo"):
-        assert resources[f"spi_flash_1x.{name}"][0] == [board.pins[f"flash_{name}"].location]
-    assert resources["spi_flash_1x.cs"][0] == [board.pins["flash_cs_n"].location]
+        if not board.pins[f"flash_{name}"].config_clock:
+            assert resources[f"{flash}.{name}"][0] == [board.pins[f"flash_{name}"].location]
+    assert resources[f"{flash}.cs"][0] == [board.pins["flash_cs_n"].location]
+    if board is ULX3S_25F:
+        for name, held in {"wp": "flash_wp_n", "hold": "flash_hold_n"}.items():
+            assert resources[f"{flash}.{name}"][0] == [board.held_high[held].location]
+        assert resources["esp32.gpio0"][0] == [board.held_high["wifi_gpio0"].location]
     for name, led in LEDS[board.name].items():
         pin = board.pins[name]
         assert resources[led][0] == [pin.location]
         assert resources[led][1] == (pin.inverted or pin.led_driver is not None)
     assert (platform.device.lower(), platform.package.lower()) == (
-        f"ice40{board.device}",
-        board.package,
+        DEVICES.get(board.device, f"ice40{board.device}"),
+        DEVICES.get(board.package, board.package),
     )
 
 
 @pytest.mark.parametrize("board", BOARDS, ids=lambda board: board.name)
 def test_record(board):
     """What must hold of any board."""
-    locations = [board.clock_pin.location, *(pin.location for pin in board.pins.values())]
+    pins = [board.clock_pin, *board.pins.values(), *board.held_high.values()]
+    locations = [pin.location for pin in pins]
     assert len(set(locations)) == len(locations)
     assert {"rx", "tx", "alive", "busy", "error"} <= set(board.pins)
     for pin in board.pins.values():
-        assert pin.led_driver == LED_DRIVER_PINS.get(pin.location)
+        assert pin.led_driver == (LED_DRIVER_PINS.get(pin.location) if board.budget.spram else None)
+        assert not pin.config_clock or board.family == "ecp5"
     assert board.flash.image_offset % (1 << 16) == 0
     assert board.flash.image_offset >= 104_090
+    assert board.family in FAMILIES
+    assert board.geometry.activation_bits == 4
     assert board.programmers
     assert set(Cells.__slots__) >= set(type(board.budget).__slots__)
 

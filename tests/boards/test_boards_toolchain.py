@@ -13,10 +13,9 @@ import pytest
 
 from boards import toolchain
 from boards.flash import PREAMBLE
-from boards.ice40 import BoardTop
 from boards.records import ICEBREAKER
 from boards.toolchain import (
-    NEXTPNR,
+    ICE40,
     YOSYS,
     Build,
     Cells,
@@ -24,6 +23,7 @@ from boards.toolchain import (
     RoutingOptions,
     SynthesisOptions,
 )
+from boards.top import BoardTop
 from compiler.errors import BuildError, ToolchainError
 from tests.boards.designs import Blink, Multiplier, Recorder
 
@@ -235,7 +235,7 @@ class TestBuild:
 
     def test_found(self):
         assert "0." in YOSYS.find().version
-        assert "nextpnr" in NEXTPNR.find().version
+        assert "nextpnr" in ICE40.router.find().version
 
     def test_bitstream(self, tmp_path):
         build, top, netlist = synthesise(tmp_path, Blink())
