@@ -262,11 +262,14 @@ HX8K = Board(
     clock_hz=60e6,
     baud=2_000_000,
     flash=Flash(size=4 << 20, image_offset=1 << 20),
-    geometry=Geometry(pump=1, weight_depth=256, memory_depth=512),
+    geometry=Geometry(
+        pump=1, weight_depth=256, memory_depth=512, bias_bits=16, offset_bits=28, divisor_bits=18
+    ),
     candidates=((16, 16, 2), (16, 16, 1), (16, 8, 1), (8, 8, 1)),
     programmers=(ICEPROG,),
 )
-"""256 additions a cycle; the weights take half of the block RAMs, the maps a quarter."""
+"""256 additions a cycle. Of the block RAMs the weights take half, the maps a quarter, biases of 16
+bits one and staircases of 48 bits three."""
 
 ULX3S_25F = Board(
     name="ulx3s-25f",

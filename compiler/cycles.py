@@ -38,8 +38,7 @@ def layer_cycles(
     """Predicted cycles from a layer's start to the next one's; of the last layer, to the class.
 
     ``channels`` is how many of its outputs are no padding; ``flash`` says when an Image's words
-    come
-    that is not resident, and is left as it is when the layer is done.
+    come that is not resident, and is left as it is when the layer is done.
     """
     g = geometry
     if record["pool"] and not record["maximum"]:

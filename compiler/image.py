@@ -26,12 +26,9 @@ stream, little-endian. `unpack` is the exact inverse of `pack`.
 Flash: magic, number of stream words less one, ring, the words, CRC; the first three and the last in
 four bytes, everything with its most significant byte first, as SPI sends bits. The ring's last word
 lies at address A of activation memory (its first at the end): the field is 2A, plus 1 if the Image
-is
-longer than the ring. The CRC is CRC-32/MPEG-2, of all before. `flash_words` is the inverse of
-`frame`.
-Worked example: two words of 32 bits, 0x11223344 and 0x55667788, in a memory of 32 words, of which
-there
-is room for ten::
+is longer than the ring. The CRC is CRC-32/MPEG-2, of all before. `flash_words` is the inverse of
+`frame`. Worked example: two words of 32 bits, 0x11223344 and 0x55667788, in a memory of 32 words,
+of which there is room for ten::
 
     53 49 47 4e  00 00 00 01  00 00 00 3c  11 22 33 44  55 66 77 88  e4 88 4c 9d
 """
@@ -62,9 +59,9 @@ HEAD_BYTES = 3 * FRAME_BYTES
 
 MAGIC_BYTES = MAGIC.to_bytes(FRAME_BYTES, "big")
 
-LEAST_RING = 64
-"""Words of activation memory that a network must leave for an Image longer than that: less would
-hold up every layer whose weights come in bursts."""
+LEAST_RING = 16
+"""Words of activation memory that a network must leave for an Image longer than that: with less,
+the flash would stop at each of the loader's rests."""
 
 _MIRRORED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 
@@ -266,8 +263,7 @@ def check_room(image: Image, laid_out: Schedule) -> None:
     """Hold maps and Image to the one memory that both share on a board.
 
     The maps stand at its beginning, where the Schedule put them; at its end the Image, or as much
-    of
-    it as is read ahead.
+    of it as is read ahead.
 
     Raises
     ------
@@ -294,8 +290,7 @@ def check_room(image: Image, laid_out: Schedule) -> None:
     )
 
 
-# -- words
-# -------------------------------------------------------------------------------------------
+# -- words -----------------------------------------------------------------------------------------
 
 
 def _dtype(geometry: Geometry) -> np.dtype:

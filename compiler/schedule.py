@@ -195,8 +195,7 @@ def streamed(laid_out: Schedule, room: int, flash_cycles: int = 1) -> Schedule:
     return replace(laid_out, layers=layers, streamed=True)
 
 
-# -- fusing
-# ------------------------------------------------------------------------------------------
+# -- fusing ----------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -270,8 +269,7 @@ def _fuse(program: Program) -> list[Fused]:
     return fused
 
 
-# -- memory plan
-# -------------------------------------------------------------------------------------
+# -- memory plan -----------------------------------------------------------------------------------
 
 
 def _tiles(width: int, geometry: Geometry) -> int:
@@ -380,8 +378,7 @@ def _blocks(
     return blocks, order
 
 
-# -- layers
-# ------------------------------------------------------------------------------------------
+# -- layers ----------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)

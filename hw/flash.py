@@ -41,22 +41,20 @@ class FlashReader(wiring.Component):
     that is how to read from the beginning again.
 
     The flash's clock has one or two cycles. With one, `flash_clk` says that there is a clock in
-    this
-    cycle, and the pad makes it: low, then high in the cycle's second half (on iCE40 a double data
-    rate output). Data are called for by the clock's falling edge, the end of that cycle, and are
-    sampled at the end of the next one. A period then has to hold the way out through the pad, the
-    flash's own delay (tCLQV, 6 to 7 ns on a W25Q128JV) and the way in: on a UP5K some 20 ns of the
-    41.7 ns at 24 MHz, and of the 25 ns at 40 MHz. They stay until the falling edge after that,
-    which
-    comes out of a pad with the edge that samples them, so hold is the delay of both pads. With two
-    cycles `flash_clk` is the clock itself, and data are sampled two cycles after its falling edge.
+    this cycle, and the pad makes it: low, then high in the cycle's second half (on iCE40 a double
+    data rate output). Data are called for by the clock's falling edge, the end of that cycle, and
+    are sampled at the end of the next one. A period then has to hold the way out through the pad,
+    the flash's own delay (tCLQV, 6 to 7 ns on a W25Q128JV) and the way in: on a UP5K some 20 ns of
+    the 41.7 ns at 24 MHz, and of the 25 ns at 40 MHz. They stay until the falling edge after that,
+    which comes out of a pad with the edge that samples them, so hold is the delay of both pads.
+    With two cycles `flash_clk` is the clock itself, and data are sampled two cycles after its
+    falling edge.
 
     Timing: the first `stb` comes `start_cycles` after reset, further ones every `clock_cycles`.
 
     Contract of `room`: it is looked at before each byte, when up to two bytes before that are still
     on their way or stand in `data`. While it is low the flash's clock stands still, and `data`
-    stays
-    as it is once they have come.
+    stays as it is once they have come.
 
     Parameters
     ----------
@@ -115,8 +113,8 @@ class FlashReader(wiring.Component):
     def elaborate(self, platform: object) -> Module:
         m = Module()
         # One counter does it all, a clock of the flash a count. The read command's last clock,
-        # which
-        # calls for the first pair of bits, is the first of a byte's four, and so on at each turn.
+        # which calls for the first pair of bits, is the first of a byte's four, and so on at each
+        # turn.
         count = Signal(range(self._period))
         low, above = count[:6], count[6:]
         reading, step = Signal(), Signal()  # the counter goes round and round while it reads

@@ -26,18 +26,15 @@ class ImageStore(wiring.Component):
 
     The words lie in a ring at the memory's end, downwards from its last word; the frame says how
     many the ring holds. The rest of a memory word is undefined. An Image that the ring holds whole
-    is
-    copied there once. Of a longer one the first pass over the flash only checks the CRC; then it is
-    read again for each picture, as far ahead as the ring has room. Each pass is checked.
+    is copied there once. Of a longer one the first pass over the flash only checks the CRC; then it
+    is read again for each picture, as far ahead as the ring has room. Each pass is checked.
 
     Bytes are written as they come, by means of the mask, so there is no register as wide as a word,
     neither here nor on the way out.
 
     Timing: a word is served in the cycle after its read is granted, so at most every second cycle
-    has
-    one. A byte is offered to the memory from two cycles after its last pair of bits on, and two
-    more
-    may come until it is written.
+    has one. A byte is offered to the memory from two cycles after its last pair of bits on, and two
+    more may come until it is written.
 
     Contract of `o`: the consumer, once it has raised ``ready``, keeps it high until it has a word,
     as `hw.loader.Loader` does. The memory is read only while ``ready`` is high, and ``valid`` is

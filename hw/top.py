@@ -18,11 +18,9 @@ class Top(wiring.Component):
     """Pictures in over the serial line, scores out; see `hw.host` for the frames.
 
     After reset the Image is read from flash, copied to the activation memory if it has the room,
-    and
-    checked, which takes some milliseconds; requests that come before, or when it is damaged, end
-    with
-    `Status.ENGINE`. An Image for which there is no room is read again for each picture. The design
-    knows nothing of the network: any Image made for its geometry runs.
+    and checked, which takes some milliseconds; requests that come before, or when it is damaged,
+    end with `Status.ENGINE`. An Image for which there is no room is read again for each picture.
+    The design knows nothing of the network: any Image made for its geometry runs.
 
     Parameters
     ----------
