@@ -451,13 +451,10 @@ def _row(row: Any, data: Path | None, say: Say) -> dict[str, Any] | str:
     """A row's report, or why there is none."""
     from compiler import benchmark
 
-    if isinstance(row.source, str) and row.source.startswith("!"):
-        return str(row.source[1:])
     folder = Path("build") / "benchmark"
     folder.mkdir(parents=True, exist_ok=True)
     source = benchmark.source_of(row, folder)
     arguments = ["build", str(source), "--board", row.board, "--images", str(row.images)]
-    arguments += ["--activation-bits", str(row.activation_bits)]
     arguments += ["--data", str(data)] if data else []
     try:
         return _build(_parser().parse_args(arguments), say, folder / row.name)

@@ -42,11 +42,12 @@ def vendor_cells() -> Path:
 def cells_for(netlist: str) -> tuple[str, list[str]]:
     """What a netlist is made of: Verilog of the vendor's cells, and names of own models.
 
-    The project's own stand in for those of which the vendor's say nothing (PLL, LED driver) or too
-    little (single-port RAM, whose output after a write is random here).
+    The project's own stand in for those of which the vendor's say nothing (PLL, LED driver), too
+    little (single-port RAM, whose output after a write is random here), or what Verilator does not
+    take (pads).
     """
     used = set(re.findall(r"^\s*(SB_\w+)\s", netlist, re.MULTILINE))
-    own = {name for name in used if re.search(r"PLL|SPRAM|RGBA", name)}
+    own = {name for name in used if re.search(r"PLL|SPRAM|RGBA|SB_IO", name)}
     text = vendor_cells().read_text()
     head = text[: text.index("module ")]
     modules = {
@@ -116,6 +117,7 @@ def on_netlist(
             ),
             "reply_bytes": len(encode_reply(empty)),
             "clock_hz": clock_hz,
+            "pump": laid_out.geometry.pump,
             "baud": baud,
             "start_patience": accuracy.start_patience(image),
             "patience_ps": int(20 * laid_out.cycles / clock_hz * 1e12),

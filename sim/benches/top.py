@@ -186,7 +186,7 @@ async def answers(dut):
     """Sends each picture's request and publishes the replies; looks at nothing but the pins."""
     given = bench.parameters()
     bit_ps = round(1e12 / given["baud"])
-    bench.start_clock(dut.clk, given["clock_hz"] / 1e6)
+    bench.start_clock(dut.clk, given["pump"] * given["clock_hz"] / 1e6)
     dut.rx.value = 1
     await Timer(given["start_patience"] * clock_period(given), "ps")
     replies = []

@@ -15,10 +15,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from compiler import datasets, mat_file, mat_networks
+from compiler import datasets, mat_file, mat_networks, networks
 from compiler import graph as ir
 from compiler.__main__ import main
 from compiler.accuracy import calibration_of, measure, program_of
@@ -26,6 +26,7 @@ from compiler.checkpoint import Checkpoint, load
 from compiler.errors import CheckpointError, SignumError
 from compiler.lower import quantised
 from compiler.mat_file import Other
+from sim.__main__ import main as simulate
 from tests.support.mat_files import (
     Layout,
     Variables,
@@ -481,8 +482,7 @@ def sound_files(
     ]
 
 
-@given(data=st.data())
-def test_a_changed_file_is_read_or_refused(
+def changed(
     data: st.DataObject, sound_files: list[bytes], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     """Bytes overwritten, cut out or doubled, in the file or beneath its compression."""
@@ -501,6 +501,22 @@ def test_a_changed_file_is_read_or_refused(
     path.write_bytes(content)
     with contextlib.suppress(SignumError):  # anything else fails, warnings too
         assert isinstance(mat_networks.read(path), Checkpoint)
+
+
+@given(data=st.data())
+def test_a_changed_file_is_read_or_refused(
+    data: st.DataObject, sound_files: list[bytes], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    changed(data, sound_files, tmp_path_factory)
+
+
+@pytest.mark.nightly
+@settings(max_examples=10_000, suppress_health_check=list(HealthCheck))
+@given(data=st.data())
+def test_ten_thousand_changed_files(
+    data: st.DataObject, sound_files: list[bytes], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    changed(data, sound_files, tmp_path_factory)
 
 
 # -- the published files ---------------------------------------------------------------------------
@@ -538,6 +554,38 @@ def test_the_published_networks_answer_right(data_folder: Path, name: str) -> No
     assert found.float_unquantised is not None and found.golden is not None
     assert found.float_unquantised >= 29 / 32
     assert found.golden >= 29 / 32
+
+
+@pytest.mark.data
+@pytest.mark.nightly
+@pytest.mark.parametrize("name", ["keras", "matlab"])
+def test_a_published_network_survives_onnx(data_folder: Path, tmp_path: Path, name: str) -> None:
+    """Written as float ONNX and read back it lowers to the identical Program, steps and all."""
+    file = data_folder / "published" / f"mcdonnell_wrn20-10_cifar10_{name}.mat"
+    onnx = tmp_path / "net.onnx"
+    assert main(["export", str(file), "--unquantised", "-o", str(onnx)]) == 0
+    data = datasets.load("cifar10", data_folder)
+    calibration = calibration_of(data)
+    programs = [
+        program_of(networks.graph_of(networks.load(path)), 4, calibration) for path in (file, onnx)
+    ]
+    assert len(programs[0].ops) > 50
+    assert programs[0] == programs[1]
+
+
+@pytest.mark.data
+@pytest.mark.nightly
+@pytest.mark.cocotb
+@pytest.mark.parametrize("name", ["keras", "matlab"])
+def test_a_published_network_equals_golden_in_rtl(data_folder: Path, name: str, capsys) -> None:
+    """One image on the shipped lanes and more memory, every layer of it."""
+    file = data_folder / "published" / f"mcdonnell_wrn20-10_cifar10_{name}.mat"
+    options = ["--activation-bits", "4", "--dataset", "cifar10", "--data", str(data_folder)]
+    assert simulate(["accuracy", str(file), *options, "--images", "1", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["accuracy"]["rtl"] == 1
+    cycles = found["cycles_per_image"]
+    assert cycles["simulated"] == pytest.approx(cycles["predicted"], rel=0.005)
 
 
 @pytest.mark.data
