@@ -178,19 +178,24 @@ class ImageStore(wiring.Component):
         # Downwards from the memory's end: setting a counter to all ones costs nothing, and the
         # last word's address is the only one to keep. Whoever moved last says whether equal
         # addresses mean that all is full or all empty. Two cycles lie between a word's last byte
-        # and another's first, and between reads, so that `equal` may be a cycle late.
+        # and another's first, and between reads, so that comparisons may be a cycle late.
         front, back = Signal(g.address_bits, init=-1), Signal(g.address_bits, init=-1)
         here = Signal(g.address_bits)
         ahead, equal, arrived = Signal(), Signal(init=1), Signal()
+        front_turns, back_turns = Signal(), Signal()
         m.d.comb += here.eq(Mux(self.write.valid, front, back))
-        turn = here == last
         with m.If(filled):
-            m.d.sync += front.eq(Mux(turn, -1, front - 1))
+            m.d.sync += front.eq(Mux(front_turns, -1, front - 1))
         with m.If(emptied):
-            m.d.sync += back.eq(Mux(turn, -1, back - 1))
+            m.d.sync += back.eq(Mux(back_turns, -1, back - 1))
         with m.If(filled | emptied):
             m.d.sync += ahead.eq(filled)
-        m.d.sync += [equal.eq(front == back), arrived.eq(emptied)]
+        m.d.sync += [
+            equal.eq(front == back),
+            front_turns.eq(front == last),
+            back_turns.eq(back == last),
+            arrived.eq(emptied),
+        ]
         m.d.comb += [
             self.write.valid.eq(held & ~(equal & ahead & self.loaded)),
             self.write.address.eq(here),
