@@ -34,6 +34,7 @@ from compiler.program import Program
 from compiler.schedule import Schedule, schedule, streamed
 from compiler.stages import Result, Stages, file_digest, source_digest, write
 from hw.store import BITS as STORE_BITS
+from hw.sums import SumMemory
 from hw.top import Top
 from hw.uart import divisor_for
 
@@ -220,29 +221,31 @@ MARGIN = 1.15
 
 @dataclass(frozen=True, slots=True)
 class Price:
-    """LUTs of an engine of 4-bit activations, measured: without lanes, and a lane."""
+    """LUTs of an engine of 4-bit activations, measured: without lanes, and an adder of them."""
 
     fixed: float
-    lane: float
+    adder: float
 
 
-PRICES = {"ice40": Price(2890, 8.9), "ecp5": Price(6290, 8.2)}
-"""From the netlists of 128 and 256 lanes on iCE40, of 1,024 on ECP5."""
+PRICES = {"ice40": Price(2915, 9.4), "ecp5": Price(6290, 8.2)}
+"""From the netlists of 128 and 256 adders on iCE40, of 1,024 on ECP5."""
 
 
 def estimate(geometry: Geometry, board: Board) -> Cells:
     """LUTs and block RAMs of a geometry, before any tool has run."""
     g, price = geometry, PRICES[board.family]
-    lut = price.fixed + price.lane * g.lanes * (1 + (g.activation_bits - 4) / 8)
+    lut = price.fixed + price.adder * g.lanes / g.pump * (1 + (g.activation_bits - 4) / 8)
     wide, deep = (16, 256) if board.family == "ice40" else (36, 512)
 
     def blocks(bits: int, depth: int) -> int:
         return -(-bits // wide) * -(-depth // deep)
 
-    bram = blocks(g.weight_bits, g.weight_depth)
+    bram = blocks(g.pass_weight_bits, g.weight_depth * g.pump)
     bram += g.pixel_lanes * blocks(g.word_bits, g.window_depth)
-    if board.family == "ice40":  # an ECP5 has them in LUTs
-        bram += blocks(g.param_words * g.stream_bits, 2 * g.output_lanes)
+    bram += SumMemory(g, board.memory).num_blocks
+    if board.family == "ice40":  # an ECP5 has parameters in LUTs; of biases and stairs each a copy
+        bram += -(-g.bias_bits // wide) - g.bias_bits // wide
+        bram += blocks(g.param_bits, 2 * g.output_lanes)
     if board.memory == "inferred":
         ecp5 = -(-g.word_bits // 4) * -(-g.memory_depth // 4096)  # a mask a nibble
         bram += blocks(g.word_bits, g.memory_depth) if board.family == "ice40" else ecp5

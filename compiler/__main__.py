@@ -566,10 +566,11 @@ def _on_engine(
     """The tensors that a simulated engine leaves, whatever they are."""
     from boards import records
     from boards.build import geometry_for
+    from compiler.schedule import fitted
     from sim import accuracy as simulation
 
     geometry = geometry_for(records.find("ice40").geometry, program.activation_bits, lanes)
-    laid_out = simulation.fitted(program, geometry)
+    laid_out = fitted(program, geometry)
     return simulation.tensors_on_engine(laid_out, pictures, say=say)
 
 

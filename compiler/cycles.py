@@ -17,7 +17,7 @@ from compiler.geometry import RESIDUAL_CYCLES, Geometry
 POOL_CYCLES = 11
 """Cycles of a pooling layer before its first window and after its last."""
 
-SCORE_CYCLES = 7
+SCORE_CYCLES = 8
 """Cycles that a score takes beyond its division."""
 
 AGAIN_BYTES = 16

@@ -10,6 +10,8 @@ mistake is guessable::
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 
 class SignumError(Exception):
     """Base of every error that is the user's to mend; commands print it without a traceback.
@@ -47,7 +49,21 @@ class ProgramError(SignumError):
 
 
 class CapacityError(SignumError):
-    """A Program does not fit a geometry; names the layer, the need, and the budget."""
+    """A Program does not fit a geometry; names the layer, the need, and the budget.
+
+    Parameters
+    ----------
+    needs : mapping of str to int
+        Fields of a `compiler.geometry.Geometry` which would do with these values; the hint says so.
+    """
+
+    def __init__(
+        self, message: str, hint: str = "", needs: Mapping[str, int] | None = None
+    ) -> None:
+        self.needs = dict(needs or {})
+        shown = " and ".join(f"{name} {value}" for name, value in self.needs.items())
+        hints = [f"an engine with {shown}"] if shown else []
+        super().__init__(message, ", or ".join(hints + [hint] * bool(hint)))
 
 
 class ImageError(SignumError):

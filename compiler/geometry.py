@@ -328,14 +328,18 @@ class Geometry:
     def address_bits(self) -> int:
         return (self.memory_depth - 1).bit_length()
 
+    def beyond(self, other: Geometry) -> str:
+        """Where it differs from another, in words: "memory_depth 32768, max_pool True"."""
+        pairs = ((f.name, getattr(self, f.name), getattr(other, f.name)) for f in fields(self))
+        return ", ".join(f"{name} {mine}" for name, mine, its in pairs if mine != its)
+
     @property
     def digest(self) -> int:
         """32 bits that tell one geometry from another; an Image carries its geometry's."""
         text = ",".join(f"{f.name}={getattr(self, f.name)}" for f in fields(self))
         return zlib.crc32(text.encode())
 
-    # -- layouts: (field, width), the first in the least significant bits
-    # ----------------------------
+    # -- layouts: (field, width), the first in the least significant bits --------------------------
 
     @property
     def param_fields(self) -> tuple[tuple[str, int], ...]:

@@ -13,7 +13,7 @@ divided) finishes a convolution over nothing but padding.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -93,7 +93,7 @@ class Layer:
     activation: str | None
     residual: str | None
     addsub: int
-    cycles: int
+    cycles: int = 0
 
     def signs(self, geometry: Geometry) -> NDArray[np.int8]:
         """Weights in the hardware's order, (groups, steps, output_lanes, input_lanes)."""
@@ -154,6 +154,7 @@ def schedule(program: Program, geometry: Geometry) -> Schedule:
     fused = _fuse(program)
     regions = _plan_memory(program, fused, geometry)
     builder = _Builder(program, geometry, {r.tensor: r for r in regions})
+    # Cycles come last: they are played through, and what does not fit is found before.
     layers = tuple(layer for f in fused for layer in builder.layers(f))
     quantise_input = program.ops[0]
     if not isinstance(quantise_input, Quantise):
@@ -163,9 +164,34 @@ def schedule(program: Program, geometry: Geometry) -> Schedule:
         geometry,
         builder.header(quantise_input),
         builder.input_params(quantise_input),
-        layers,
+        _timed(layers, program, geometry),
         regions,
     )
+
+
+def fitted(program: Program, geometry: Geometry, fixed: Collection[str] = ()) -> Schedule:
+    """Lay a Program out for a geometry, with as much more of what it lacks as that takes.
+
+    Parameters
+    ----------
+    fixed : collection of str
+        Fields of the geometry that stay as they are.
+
+    Raises
+    ------
+    CapacityError
+        What it lacks is fixed, or no field brings it.
+    """
+    while True:
+        try:
+            return schedule(program, geometry)
+        except CapacityError as error:
+            if not error.needs or not set(fixed).isdisjoint(error.needs):
+                raise
+            try:
+                geometry = replace(geometry, **error.needs)  # type: ignore[arg-type]
+            except ValueError:
+                raise error from None
 
 
 def streamed(laid_out: Schedule, room: int, flash_cycles: int = 1) -> Schedule:
@@ -188,11 +214,16 @@ def streamed(laid_out: Schedule, room: int, flash_cycles: int = 1) -> Schedule:
         words += record + sum(map(len, layer.params)) * g.param_words
         words += steps * g.weight_bits // g.stream_bits
     flash = Flash(room, room, words - room, 4 * flash_cycles, g.stream_bits // 8)
-    layers = tuple(
-        replace(layer, cycles=layer_cycles(layer.record, g, program.scores.channels, flash))
-        for layer in laid_out.layers
-    )
+    layers = _timed(laid_out.layers, program, g, flash)
     return replace(laid_out, layers=layers, streamed=True)
+
+
+def _timed(
+    layers: tuple[Layer, ...], program: Program, g: Geometry, flash: Flash | None = None
+) -> tuple[Layer, ...]:
+    """Layers with the cycles that they take, one after the other."""
+    classes = program.scores.channels
+    return tuple(replace(x, cycles=layer_cycles(x.record, g, classes, flash)) for x in layers)
 
 
 # -- fusing ----------------------------------------------------------------------------------------
@@ -287,6 +318,18 @@ def _guard(geometry: Geometry) -> int:
     return (geometry.input_columns + 1) // 2
 
 
+def _wider(geometry: Geometry, field: str) -> dict[str, int] | None:
+    """What brings a field of the record another bit, if one size alone does."""
+    g = geometry
+    larger = {"map_bits": g.map_bits + 1, "channel_bits": g.channel_bits + 1}
+    larger |= {"window_depth": 2 * g.window_depth, "weight_depth": 2 * g.weight_depth}
+    width = dict(g.record_fields)[field]
+    for name, value in larger.items():
+        if dict(replace(g, **{name: value}).record_fields)[field] > width:  # type: ignore[arg-type]
+            return {name: value}
+    return None
+
+
 def _input_plane(tensor: Tensor, geometry: Geometry) -> int:
     """Words of one slice of the input: every pixel, and the guard at either end."""
     return tensor.height * tensor.width + 2 * _guard(geometry)
@@ -337,7 +380,8 @@ def _plan_memory(program: Program, fused: list[Fused], geometry: Geometry) -> tu
         raise CapacityError(
             f"{farthest.where}: activation memory needs {used:,} words of {geometry.word_bits} "
             f"bits, but the engine has {geometry.memory_depth:,}",
-            f"an engine with memory_depth {1 << (used - 1).bit_length()}, or a narrower network",
+            "a narrower network",
+            {"memory_depth": 1 << (used - 1).bit_length()},
         )
     place = {name: block for block in blocks for name in block.tensors}
     return tuple(Region(name, place[name].first, place[name].words) for name in order)
@@ -390,12 +434,11 @@ class _Builder:
     def header(self, op: Quantise) -> dict[str, int]:
         image, q = self.program.image, self.program[op.output]
         most = min(self.geometry.tap_lanes, self.geometry.output_lanes, MAX_IMAGE_CHANNELS)
+        possible = min(self.geometry.output_lanes, MAX_IMAGE_CHANNELS)
         if image.channels > most:
             raise CapacityError(
                 f"input: the image has {image.channels} channels, but the engine takes {most}",
-                "an engine with plain_input True"
-                if image.channels <= min(self.geometry.output_lanes, MAX_IMAGE_CHANNELS)
-                else "",
+                needs={"plain_input": True} if image.channels <= possible else None,
             )
         plane, mask = _input_plane(q, self.geometry), (1 << self.geometry.address_bits) - 1
         back = self.geometry.input_columns - 1
@@ -454,7 +497,7 @@ class _Builder:
             if need > width:
                 raise CapacityError(
                     f"{where}: {name} needs {need} bits, but the engine has {width}",
-                    f"an engine with {name}_bits {need}",
+                    needs={f"{name}_bits": need},
                 )
         return p
 
@@ -482,18 +525,12 @@ class _Builder:
                 record = self._quantise(f, f.op)
         for name, width in self.geometry.record_fields:
             if not 0 <= record[name] < 1 << width:
-                raise CapacityError(f"{f.name}: {name} must fit {width} bits, not {record[name]:,}")
+                raise CapacityError(
+                    f"{f.name}: {name} must fit {width} bits, not {record[name]:,}",
+                    needs=_wider(self.geometry, name),
+                )
         if isinstance(f.op, Pool):
-            return Layer(
-                f.name,
-                record,
-                (),
-                b"",
-                None,
-                f.op.output,
-                0,
-                layer_cycles(record, self.geometry, 0),
-            )
+            return Layer(f.name, record, (), b"", None, f.op.output, 0)
         signs = self._signs(f, record)
         params = self._params(f, record, signs)
         done = i == slices - 1
@@ -506,7 +543,6 @@ class _Builder:
             f.op.output if isinstance(f.op, MaxPool) else written,
             f.add.output if f.add and done else None,
             self.program.addsub(f.op) if done and isinstance(f.op, Conv) else 0,
-            layer_cycles(record, self.geometry, self.program[f.op.output].channels),
         )
 
     def _blank(self) -> dict[str, int]:
@@ -639,7 +675,7 @@ class _Builder:
             raise CapacityError(
                 f"{f.name}: the network takes a maximum of {op.kernel}x{op.kernel} pixels, but the "
                 "engine has no unit for it",
-                "an engine with max_pool True",
+                needs={"max_pool": True},
             )
         self._check_window(f, op)
         return (
@@ -706,7 +742,7 @@ class _Builder:
             raise CapacityError(
                 f"{f.name}: a group of weights needs {words} words, but the engine's buffer has "
                 f"{g.weight_depth}",
-                f"an engine with weight_depth {1 << (words - 1).bit_length()}",
+                needs={"weight_depth": 1 << (words - 1).bit_length()},
             )
         return {
             "height_out_less": out.height - 1,
@@ -724,7 +760,7 @@ class _Builder:
             bits = max(op.pads.left, op.pads.top).bit_length()
             raise CapacityError(
                 f"{f.name}: pads before the map must be 0 to {most}, not {op.pads}",
-                f"an engine with pad_bits {bits}",
+                needs={"pad_bits": bits},
             )
 
     def _conv(self, f: Fused, op: Conv, i: int, slices: int) -> dict[str, int]:
@@ -734,7 +770,7 @@ class _Builder:
         if bits > g.accumulator_bits:
             raise CapacityError(
                 f"{f.name}: accumulators need {bits} bits, but the engine has {g.accumulator_bits}",
-                f"an engine with accumulator_bits {bits}",
+                needs={"accumulator_bits": bits},
             )
         words = 1 if f.first else -(-source.channels // g.word_channels)
         record = self._blank() | self._window(f, op, source, out, words, i)
@@ -765,7 +801,7 @@ class _Builder:
                 raise CapacityError(
                     f"{f.name}: the first convolution must be 3x3, stride 1, pads 1, not "
                     f"{op.kernel}x{op.kernel}, stride {op.stride}, {op.pads}",
-                    "an engine with plain_input True",
+                    needs={"plain_input": True},
                 )
             width, pads = 1, arith.Pads(1, 0, 1, 0)
         whole = f.summed or (out.height, out.width) == (1, 1)
@@ -785,7 +821,7 @@ class _Builder:
             raise CapacityError(
                 f"{f.name}: a window needs {span} words, but the engine's buffer holds "
                 f"{g.window_depth - 1}",
-                f"an engine with window_depth {1 << span.bit_length()}",
+                needs={"window_depth": 1 << span.bit_length()},
             )
         if f.summed:
             walk["turn_less"] = words - 1
@@ -809,7 +845,8 @@ class _Builder:
             raise CapacityError(
                 f"{f.name}: what it adds to the residual stream is no power of two times the "
                 "stream's unit, and the engine cannot divide it",
-                "an engine with addend_division True, or a network of one scale a layer",
+                "a network of one scale a layer",
+                {"addend_division": True},
             )
         if f.add is not None or isinstance(f.op, Quantise):
             stream = f.add.output if f.add else f.source

@@ -20,7 +20,7 @@ class Scorer(wiring.Component):
     classes : In(8)
     quotient : In, unsigned: the score plus 2**(SCORE_BITS - 1)
     valid : In(1), strobe; the quotient stays until `taken`
-    taken : Out(1), strobe, it has been passed on
+    taken : Out(1), strobe, it has been passed on, in the cycle before
     o : Out(stream of `ANSWER`)
     """
 
@@ -39,21 +39,22 @@ class Scorer(wiring.Component):
         m = Module()
         label, best_label = Signal(8), Signal(8)
         best = Signal(arith.SCORE_BITS)
-        better, last = Signal(), Signal()
+        better, last, passed = Signal(), Signal(), Signal()
         answer = self.o.payload
         m.d.comb += [
             answer.score.eq(self.quotient ^ (1 << (arith.SCORE_BITS - 1))),
             answer.label.eq(Mux(better, label, best_label)),
             answer.last.eq(last),
-            self.taken.eq(self.o.valid & self.o.ready),
+            passed.eq(self.o.valid & self.o.ready),
         ]
+        m.d.sync += self.taken.eq(passed)
         with m.If(self.valid):
             m.d.sync += [
                 self.o.valid.eq(1),
                 better.eq((label == 0) | (self.quotient > best)),
                 last.eq(label + 1 == self.classes),
             ]
-        with m.Elif(self.taken):
+        with m.Elif(passed):
             m.d.sync += [self.o.valid.eq(0), label.eq(Mux(last, 0, label + 1))]
             with m.If(better):
                 m.d.sync += [best.eq(self.quotient), best_label.eq(label)]

@@ -47,6 +47,11 @@ class SumMemory(wiring.Component):
             }
         )
 
+    @property
+    def num_blocks(self) -> int:
+        """Block RAMs that it takes."""
+        return -(-self._geometry.accumulator_bits // BLOCK_BITS) if self._blocks else 0
+
     def elaborate(self, platform: object) -> Module:
         m = Module()
         if self._blocks:

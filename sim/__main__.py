@@ -100,6 +100,7 @@ def accuracy(args: argparse.Namespace) -> int:
     from boards.build import geometry_for
     from compiler import accuracy as accuracies
     from compiler import networks
+    from compiler.schedule import fitted, schedule
     from sim import accuracy as simulation
 
     console = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -117,9 +118,9 @@ def accuracy(args: argparse.Namespace) -> int:
     network = networks.graph_of(read)
     program = accuracies.program_of(network, args.activation_bits, calibration)
     geometry = geometry_for(board.geometry, program.activation_bits, args.lanes)
-    laid_out = simulation.fitted(program, geometry, strict=args.board is not None)
-    if laid_out.geometry != geometry:
-        say(f"{program.network} does not fit {board.name}: simulating an engine with more memory")
+    laid_out = schedule(program, geometry) if args.board else fitted(program, geometry)
+    if more := laid_out.geometry.beyond(geometry):
+        say(f"{program.network} does not fit {board.name}: simulating an engine with {more}")
     images, labels = data.test_images[: args.images], data.test_labels[: args.images]
     measured = accuracies.measure(network, program, images, labels, calibration)
     done = simulation.on_engine(laid_out, images, layer_images=args.layers, say=say)

@@ -6,42 +6,18 @@ import re
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from boards.link import Reply, encode_reply, encode_request, read_reply
-from compiler.errors import CapacityError, MismatchError
-from compiler.geometry import Geometry
-from compiler.program import Program
-from compiler.schedule import Schedule, schedule
+from compiler.errors import MismatchError
+from compiler.schedule import Schedule
 from compiler.stages import Say, file_digest, silent
 from hw.host import Status
 from sim import check, native
 from sim.check import Int, Run
 from sim.runner import MODELS, Simulation
-
-ROOMY = {
-    "memory_depth": 1 << 17,
-    "window_depth": 1 << 10,
-    "weight_depth": 1 << 10,
-    "map_bits": 8,
-    "channel_bits": 11,
-    "accumulator_bits": 22,
-    "bias_bits": 20,
-    "offset_bits": 36,
-    "divisor_bits": 28,
-}
-"""Sizes that an engine has in simulation only, for networks that fit no board."""
-
-UNITS: dict[str, Any] = {
-    "plain_input": True,
-    "pad_bits": 3,
-    "max_pool": True,
-    "addend_division": True,
-}
-"""What an engine has in simulation only, for networks that the boards' cannot compute."""
 
 RESET_CYCLES = 1 << 14
 """Cycles after which every board's reset is over, and its flash awake."""
@@ -73,31 +49,6 @@ class EngineRun:
 
     run: Run
     seconds: float
-
-
-def fitted(program: Program, geometry: Geometry, *, strict: bool = False) -> Schedule:
-    """The Program laid out for a geometry or, where it does not fit that, for a roomier one, with
-    every unit if nothing less will do.
-
-    Raises
-    ------
-    CapacityError
-        It fits not even that; or ``strict``, and it does not fit the geometry.
-    """
-    try:
-        return schedule(program, geometry)
-    except CapacityError:
-        if strict:
-            raise
-    sizes: dict[str, Any] = {
-        name: max(value, getattr(geometry, name)) for name, value in ROOMY.items()
-    }
-    roomy = replace(geometry, **sizes)
-    try:
-        return schedule(program, roomy)
-    except CapacityError:
-        units = UNITS | {"addend_division": roomy.pixel_lanes == 1}
-        return schedule(program, replace(roomy, **units))
 
 
 def on_engine(
