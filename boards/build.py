@@ -31,8 +31,8 @@ from compiler.errors import BuildError, CapacityError, UsageError
 from compiler.geometry import Geometry
 from compiler.image import Image, check_room
 from compiler.program import Program
-from compiler.schedule import Schedule, schedule, streamed
-from compiler.stages import Result, Stages, file_digest, source_digest, write
+from compiler.schedule import Schedule, fitted, schedule, streamed
+from compiler.stages import Result, Say, Stages, file_digest, silent, source_digest, write
 from hw.store import BITS as STORE_BITS
 from hw.sums import SumMemory
 from hw.top import Top
@@ -180,6 +180,22 @@ def lanes_name(geometry: Geometry) -> str:
 # -- what fits -------------------------------------------------------------------------------------
 
 
+def grown(program: Program, plan: Plan, say: Say = silent) -> Plan:
+    """The plan with an engine that has what this network needs beyond the board's usual one.
+
+    Units and widths grow as they must, and the tools say whether the device holds them; activation
+    memory is what the board has. A network that lacks nothing, or what no engine brings, leaves the
+    plan as it is.
+    """
+    try:
+        geometry = fitted(program, plan.geometry, fixed=("memory_depth",)).geometry
+    except CapacityError:
+        return plan
+    if more := geometry.beyond(plan.geometry):
+        say(f"{program.network} needs an engine of its own: {more}")
+    return replace(plan, geometry=geometry)
+
+
 def fit(program: Program, plan: Plan, smaller: Callable[[], str] = str) -> tuple[Schedule, Image]:
     """Lay a Program out for a board and make its Image.
 
@@ -275,7 +291,8 @@ def largest(
     for lanes in board.candidates:
         name = "x".join(map(str, lanes))
         try:
-            chosen = plan(board, program.activation_bits, lanes, clock, baud, seeds)
+            usual = plan(board, program.activation_bits, lanes, clock, baud, seeds)
+            chosen = grown(program, usual, stages.say)
             fit(program, chosen)
             guess = estimate(chosen.geometry, board)
             for kind in ("lut", "bram"):

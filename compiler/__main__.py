@@ -121,9 +121,10 @@ def _build(
             stages, program, board, tools, clock=clock, baud=options.baud, seeds=options.seeds
         )
     else:
-        plan = boards_build.plan(
+        usual = boards_build.plan(
             board, program.activation_bits, options.lanes, clock, options.baud, options.seeds
         )
+        plan = boards_build.grown(program, usual, say)
     laid_out, image = boards_build.fit(
         program, plan, lambda: _smaller(checkpoint.network, program, plan)
     )
@@ -465,26 +466,24 @@ def _row(row: Any, data: Path | None, say: Say) -> dict[str, Any] | str:
 # -- inspect, golden, compare ----------------------------------------------------------------------
 
 
-def inspect_command(options: argparse.Namespace, console: Console) -> None:  # noqa: ARG001
+def inspect_command(options: argparse.Namespace, console: Console) -> None:
     """Print a table of layers."""
     from compiler import inspect
-    from compiler.image import Image, check_room
-    from compiler.schedule import schedule, streamed
+    from compiler.schedule import fitted
 
     program = _read_program(options)
     laid_out = None
     if options.board or options.lanes:
+        from boards import build as boards_build
         from boards import records
-        from boards.build import geometry_for
 
         board = records.find(options.board or "ice40")
-        geometry = geometry_for(board.geometry, program.activation_bits, options.lanes)
-        laid_out = schedule(program, geometry)
+        usual = boards_build.plan(board, program.activation_bits, options.lanes)
         if options.board:
-            image = Image.of(laid_out)
-            check_room(image, laid_out)
-            if image.streamed:
-                laid_out = streamed(laid_out, image.room, board.flash_cycles)
+            plan = boards_build.grown(program, usual, console.print)
+            laid_out, _ = boards_build.fit(program, plan)
+        else:
+            laid_out = fitted(program, usual.geometry)
     if options.json:
         sys.stdout.write(json.dumps(inspect.document(program, laid_out), indent=1) + "\n")
         return

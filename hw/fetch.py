@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from amaranth.hdl import Cat, Module, Mux, Signal, Value
+from amaranth.hdl import Cat, Const, Module, Mux, Signal, Value
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
@@ -62,8 +62,17 @@ class WindowFetch(wiring.Component):
         column, line = Signal.like(r.columns_less), Signal.like(r.height_out_less)
         y = Signal.like(r.row_last)  # of the map, counted from the padding like the columns
         outside, came_outside = Signal(), Signal()
-        last_word, last_row = word == r.words_less, row == r.kernel_h_less
-        last_column, last_line = column == r.columns_less, line == r.height_out_less
+        # Counters that stand at their last: compared before they get there, since the address and
+        # all else waits for it.
+        last_word, last_row, last_column, last_line = (
+            Signal(name=f"last_{name}") for name in ("word", "row", "column", "line")
+        )
+        counters = (
+            (word, last_word, r.words_less),
+            (row, last_row, r.kernel_h_less),
+            (column, last_column, r.columns_less),
+            (line, last_line, r.height_out_less),
+        )
         m.d.comb += [
             outside.eq(
                 _before(y, r.pad_top)
@@ -94,16 +103,18 @@ class WindowFetch(wiring.Component):
             m.d.sync += [
                 self.memory.address.eq(self.memory.address + step),
                 y.eq(y + y_step),
-                word.eq(Mux(last_word, 0, word + 1)),
             ]
-            with m.If(last_word):
-                m.d.sync += row.eq(Mux(last_row, 0, row + 1))
-                with m.If(last_row):
-                    m.d.sync += column.eq(Mux(last_column, 0, column + 1))
-                    with m.If(last_column):
-                        m.d.sync += line.eq(Mux(last_line, 0, line + 1))
-                        with m.If(last_line):
-                            m.d.sync += self.busy.eq(0)
+            turned: Value = Const(1, 1)
+            for counter, last, less in counters:
+                onward = Signal.like(counter, name=f"next_{counter.name}")
+                m.d.comb += onward.eq(Mux(last, 0, counter + 1))
+                with m.If(turned):
+                    m.d.sync += [counter.eq(onward), last.eq(onward == less)]
+                turned &= last
+            with m.If(turned):
+                m.d.sync += self.busy.eq(0)
+        with m.If(~self.busy):  # the counters stand at 0, and the record may be a new one
+            m.d.sync += [last.eq(less == 0) for _, last, less in counters]
         with m.If(self.layer_start):
             m.d.sync += self.memory.address.eq(r.in_first)
         with m.If(self.start):

@@ -186,8 +186,9 @@ def test_refuses_to_start_where_nothing_is(refused):
     assert "needs the files of stage 'checkpoint'" in said
 
 
-def test_refuses_maps_that_leave_no_room_for_the_image(refused, tmp_path):
-    """Not even for as much as is read ahead."""
+def test_refuses_maps_that_leave_no_room_for_the_image(refused, tmp_path, monkeypatch):
+    """Not even for as much as is read ahead: 63 words here."""
+    monkeypatch.setattr("compiler.image.LEAST_RING", 64)
     network = Network(8, 1.0, 10, (1, 43, 47))
     code, said = refused(saved(tmp_path / "x.pt", network), "--activation-bits", "4")
     assert code == 1
