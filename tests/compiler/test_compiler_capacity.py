@@ -15,7 +15,7 @@ from compiler.errors import CapacityError
 from compiler.geometry import Geometry
 from compiler.lower import lower
 from compiler.program import Program
-from compiler.schedule import schedule
+from compiler.schedule import fitted, schedule
 from tests.support.networks import random_program, random_vgg
 from tests.train.test_train_export import IMAGENET, trained
 from train.export import checkpoint_of
@@ -121,3 +121,36 @@ def test_a_division_that_clips_early() -> None:
     narrow = replace(program, ops=tuple(ops)).with_residual_bits(16)
     with pytest.raises(CapacityError, match="must not clip below the divider's 16 bits"):
         schedule(narrow, Geometry(addend_division=True))
+
+
+# -- an engine of its own --------------------------------------------------------------------------
+
+
+def test_an_engine_grows_by_what_a_network_lacks() -> None:
+    """And by no more: with less of any of it the network is refused."""
+    program = lower(random_vgg(0, shape=(3, 32, 32), channels=(4, 16), dense=(8, 5)))
+    usual = Geometry(weight_depth=32, window_depth=32, accumulator_bits=9, map_bits=4)
+    grown = fitted(program, usual).geometry
+    assert "max_pool True" in grown.beyond(usual)
+    assert "map_bits 5" in grown.beyond(usual)
+    assert schedule(program, grown).cycles > 0
+    smaller = {"max_pool": False, "map_bits": 4, "accumulator_bits": grown.accumulator_bits - 1}
+    for name, less in (smaller | {"weight_depth": 32}).items():
+        with pytest.raises(CapacityError):
+            schedule(program, replace(grown, **{name: less}))  # type: ignore[arg-type]
+
+
+def test_what_is_fixed_stays() -> None:
+    program = random_program(0, shape=(3, 32, 32)).with_residual_bits(16)
+    with pytest.raises(CapacityError, match="activation memory needs") as caught:
+        fitted(program, Geometry(memory_depth=256), fixed=("memory_depth",))
+    assert caught.value.needs.keys() == {"memory_depth"}
+    assert "an engine with memory_depth" in caught.value.hint
+    assert fitted(program, Geometry(memory_depth=256)).geometry.memory_depth > 256
+
+
+def test_what_no_field_brings_is_refused() -> None:
+    """Addends cannot be divided for several pixels at once."""
+    program = random_program(0, channel_scales=True)
+    with pytest.raises(CapacityError, match="no power of two times"):
+        fitted(program, Geometry(pixel_lanes=2))
