@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+from compiler.arguments import count, lanes
 from compiler.errors import SignumError, UsageError
 
 if TYPE_CHECKING:
@@ -631,21 +632,7 @@ def _progress(console: Console) -> Iterator[Say]:
 
 
 def _lanes_or_auto(text: str) -> tuple[int, int, int] | str:
-    return AUTO if text == AUTO else _lanes(text)
-
-
-def _lanes(text: str) -> tuple[int, int, int]:
-    parts = text.lower().split("x")
-    if len(parts) != 3 or not all(part.isdecimal() and len(part) < 5 for part in parts):
-        raise argparse.ArgumentTypeError(f"must be INxOUTxPIXELS such as 8x8x2, not {text!r}")
-    across, out, pixels = map(int, parts)
-    return across, out, pixels
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or not 0 < int(text) < 10**9:
-        raise argparse.ArgumentTypeError(f"must be a positive number, not {text!r}")
-    return int(text)
+    return AUTO if text == AUTO else lanes(text)
 
 
 def _megahertz(text: str) -> float:
@@ -692,9 +679,9 @@ def _parser() -> argparse.ArgumentParser:
         help="default: the board's; auto: the most that fit it at its clock",
     )
     command.add_argument("--clock", type=_megahertz, metavar="MHZ", help="default: the board's")
-    command.add_argument("--baud", type=_count, metavar="N", help="default: the board's")
-    command.add_argument("--seeds", type=_count, default=4, metavar="N", help="of placement")
-    command.add_argument("--images", type=_count, metavar="N", help="to simulate")
+    command.add_argument("--baud", type=count, metavar="N", help="default: the board's")
+    command.add_argument("--seeds", type=count, default=4, metavar="N", help="of placement")
+    command.add_argument("--images", type=count, metavar="N", help="to simulate")
     command.add_argument("--out", type=Path, metavar="DIR", help="default: build/NAME")
     command.add_argument(
         "--from",
@@ -722,14 +709,14 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser("inspect", parents=[common, bits, data], help="a table of layers")
     command.add_argument("file", type=Path, metavar="FILE", help="network, or program.json")
     command.add_argument("--board", metavar="B", help="adds cycles and memory")
-    command.add_argument("--lanes", type=_lanes, metavar="INxOUTxPIX")
+    command.add_argument("--lanes", type=lanes, metavar="INxOUTxPIX")
     command.set_defaults(command=inspect_command)
 
     command = commands.add_parser(
         "golden", parents=[common, bits, data], help="accuracy in float and in integers"
     )
     command.add_argument("file", type=Path, metavar="FILE", help="checkpoint (.pt), .onnx or .mat")
-    command.add_argument("--images", type=_count, metavar="N", help="default: the whole test split")
+    command.add_argument("--images", type=count, metavar="N", help="default: the whole test split")
     command.add_argument(
         "--models",
         nargs="+",
@@ -753,8 +740,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     command.add_argument("a", metavar="A", help="network file or program.json, @MODEL or none")
     command.add_argument("b", metavar="B", help="the same")
-    command.add_argument("--images", type=_count, default=16, metavar="N")
-    command.add_argument("--lanes", type=_lanes, metavar="INxOUTxPIX", help="of the engine of @rtl")
+    command.add_argument("--images", type=count, default=16, metavar="N")
+    command.add_argument("--lanes", type=lanes, metavar="INxOUTxPIX", help="of the engine of @rtl")
     command.add_argument(
         "--picture", type=Path, metavar="FILE", help="draw it, too: .svg, .png or .pdf"
     )

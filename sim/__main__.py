@@ -16,6 +16,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from compiler.arguments import count, lanes
 from compiler.errors import SignumError, UsageError
 
 INTERRUPTED = 130
@@ -185,15 +186,15 @@ def parser() -> argparse.ArgumentParser:
         "accuracy", help="float, golden and simulated RTL accuracy of a network"
     )
     command.add_argument("file", metavar="FILE", help="checkpoint, .mat or .onnx")
-    command.add_argument("--images", type=_count, default=4, metavar="N", help="how many")
+    command.add_argument("--images", type=count, default=4, metavar="N", help="how many")
     command.add_argument(
-        "--layers", type=_count, default=1, metavar="N", help="of how many every layer is compared"
+        "--layers", type=count, default=1, metavar="N", help="of how many every layer is compared"
     )
     command.add_argument(
         "--activation-bits", type=int, choices=range(2, 9), metavar="b", help="2 .. 8"
     )
     command.add_argument("--board", metavar="B", help="its engine, and no roomier one")
-    command.add_argument("--lanes", type=_lanes, metavar="INxOUTxPIX", help="default: the board's")
+    command.add_argument("--lanes", type=lanes, metavar="INxOUTxPIX", help="default: the board's")
     command.add_argument("--dataset", metavar="NAME", help="default: what it was trained on")
     command.add_argument("--data", type=Path, metavar="DIR", help="default: $SIGNUM_DATA")
     command.add_argument("--json", action="store_true", help="results on standard output as JSON")
@@ -208,20 +209,6 @@ def _seed(text: str) -> int:
     if not text.isdecimal() or len(text) > 9:
         raise argparse.ArgumentTypeError(f"must be a number of at most nine digits, not {text!r}")
     return int(text)
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or not 0 < int(text) < 10**9:
-        raise argparse.ArgumentTypeError(f"must be a positive number, not {text!r}")
-    return int(text)
-
-
-def _lanes(text: str) -> tuple[int, int, int]:
-    parts = text.lower().split("x")
-    if len(parts) != 3 or not all(part.isdecimal() and len(part) < 5 for part in parts):
-        raise argparse.ArgumentTypeError(f"must be INxOUTxPIXELS such as 8x8x2, not {text!r}")
-    across, out, pixels = map(int, parts)
-    return across, out, pixels
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
