@@ -39,6 +39,7 @@ class Row:
         A file of `ZOO`.
     width : float
         Of the network that is made of it, see `widened`; 0 for what the file holds.
+    activation_bits : int
     lanes, clock_mhz : int, float
         Least additions a cycle at its width of activations, and least clock after routing.
     least : float
@@ -54,6 +55,7 @@ class Row:
     clock_mhz: float
     least: float
     width: float = 0
+    activation_bits: int = 4
     images: int = 2
 
     @property
@@ -74,8 +76,9 @@ ROWS = (
 def widened(trained: Checkpoint, width: float) -> Checkpoint:
     """A network of another width and random weight bits, for its timing alone.
 
-    All else is the trained one's, channel by channel, again and again: moments, steps, widths of
-    the residual stream. A layer's sums grow with its width as its scale falls, so the moments suit.
+    All else is the trained one's, channel by channel, again and again. A layer's sums grow with its
+    width as its scale falls, so the moments suit; steps have to be chosen anew, for they are
+    aligned with the scales.
     """
     network = replace(trained.network, width=width)
     rng = np.random.default_rng(TIMING_SEED)
@@ -87,7 +90,7 @@ def widened(trained: Checkpoint, width: float) -> Checkpoint:
             tensors[name] = np.resize(trained.tensors[name], shape)
     for layer in checkpoint.layers(network):
         tensors[f"{layer.name}.scale"] = np.array(conv_scale(layer.fan_in))
-    return replace(trained, network=network, tensors=tensors)
+    return replace(trained, network=network, tensors=tensors, quantiser=None)
 
 
 def source_of(row: Row, folder: Path) -> Path:
@@ -197,7 +200,7 @@ def document(
 Written by `python -m compiler benchmark`: each figure is of a bitstream that the tools made with
 timing met, and of the simulation of its Verilog, whose scores and layers equalled the golden model.
 In brackets stands what the row is to reach. Where there is no checkpoint yet the weight bits are
-random (seed {TIMING_SEED}) and all else is of a trained network (`compiler.benchmark.widened`).
+random (seed {TIMING_SEED}), and all else is of a trained network (`compiler.benchmark.widened`).
 
 {table(results)}
 Tools: {tools}. `tests/baselines` holds what later builds are compared with.

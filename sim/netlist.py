@@ -99,8 +99,9 @@ def on_netlist(
         netlist,
         "board",
         sources=[cells, *own, *accuracy.AROUND],
-        # Thousands of cells in one module: in one function they would take a compiler an hour.
-        options=("--output-split", "4000", "--output-split-cfuncs", "400"),
+        # Thousands of cells in one module: optimised they would take a compiler half an hour, for
+        # some seconds of simulation.
+        options=("--output-split", "60000", "--output-split-cfuncs", "2000", "-CFLAGS", "-O0"),
         # Ports that a cell's user leaves open are 0, as Yosys means them.
         defines={"NO_ICE40_DEFAULT_ASSIGNMENTS": 1, "ICE40_U": 1},
         cache=cache,

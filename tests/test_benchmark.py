@@ -7,12 +7,11 @@ import json
 import pytest
 
 from boards import records
-from boards.build import MARGIN, estimate, geometry_for, largest, plan
+from boards.build import MARGIN, estimate, fit, grown, largest, plan
 from compiler import benchmark, checkpoint, graph
 from compiler.__main__ import _parser, main
 from compiler.accuracy import program_of
 from compiler.errors import BuildError, UsageError
-from compiler.schedule import schedule
 from compiler.sizing import blank
 from compiler.stages import Stages, make_folder
 
@@ -84,14 +83,11 @@ def test_predicted_cycles_are_the_baselines(tmp_path):
         baseline = json.loads(path.read_text())
         row = next(row for row in benchmark.ROWS if row.name == path.stem)
         source = benchmark.source_of(row, tmp_path)
-        program = program_of(graph.build(checkpoint.load(source)), None)
-        lanes = baseline["lanes"]
-        geometry = geometry_for(
-            records.find(row.board).geometry,
-            program.activation_bits,
-            (lanes["input"], lanes["output"], lanes["pixels"]),
-        )
-        assert schedule(program, geometry).cycles == baseline["cycles_per_image"]["predicted"]
+        program = program_of(graph.build(checkpoint.load(source)), row.activation_bits)
+        lanes = tuple(baseline["lanes"][name] for name in ("input", "output", "pixels"))
+        usual = plan(records.find(row.board), row.activation_bits, lanes)
+        laid_out, _ = fit(program, grown(program, usual))
+        assert laid_out.cycles == baseline["cycles_per_image"]["predicted"]
 
 
 def test_refuses_an_unknown_row(capsys):
