@@ -78,7 +78,7 @@ def widened(trained: Checkpoint, width: float) -> Checkpoint:
 
     All else is the trained one's, channel by channel, again and again. A layer's sums grow with its
     width as its scale falls, so the moments suit; steps have to be chosen anew, for they are
-    aligned with the scales.
+    aligned with the scales. It has learned nothing: no data set goes with it.
     """
     network = replace(trained.network, width=width)
     rng = np.random.default_rng(TIMING_SEED)
@@ -90,7 +90,7 @@ def widened(trained: Checkpoint, width: float) -> Checkpoint:
             tensors[name] = np.resize(trained.tensors[name], shape)
     for layer in checkpoint.layers(network):
         tensors[f"{layer.name}.scale"] = np.array(conv_scale(layer.fan_in))
-    return replace(trained, network=network, tensors=tensors, quantiser=None)
+    return replace(trained, network=network, tensors=tensors, quantiser=None, training={})
 
 
 def source_of(row: Row, folder: Path) -> Path:
