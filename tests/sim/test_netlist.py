@@ -16,7 +16,7 @@ from sim.benches import networks
 from sim.netlist import on_netlist
 from tests.support.networks import random_images
 
-pytestmark = [pytest.mark.synth, pytest.mark.cocotb, pytest.mark.slow]
+pytestmark = [pytest.mark.synth, pytest.mark.cocotb, pytest.mark.nightly]
 
 BOARD = records.find("icebreaker")
 
