@@ -259,7 +259,7 @@ HX8K = Board(
         "flash_copi": Pin("P12"),
         "flash_cipo": Pin("P11"),
     },
-    clock_hz=80e6,
+    clock_hz=72e6,
     baud=2_000_000,
     flash=Flash(size=4 << 20, image_offset=1 << 20),
     geometry=Geometry(
