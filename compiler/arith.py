@@ -454,9 +454,11 @@ def pooled_unit(unit: float, right_shift: int) -> float:
 # -- alignment of steps with the residual stream ---------------------------------------------------
 
 
-def aligned_step(aim: float, scale: float, unit: float) -> float:
-    """The step nearest to ``aim`` (in ratio) for which ``scale * step == unit * 2**j``."""
-    return unit / scale * 2.0 ** round(math.log2(aim * scale / unit))
+def aligned_steps(aim: float, scale: float, unit: float) -> tuple[float, float]:
+    """The greatest step up to ``aim`` with ``scale * step == unit * 2**j``, and its double."""
+    base = unit / scale
+    below = base * 2.0 ** math.floor(math.log2(aim / base))
+    return below, 2 * below
 
 
 def alignment_shift(scale: float, step: float, unit: float) -> int | None:

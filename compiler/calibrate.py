@@ -1,18 +1,13 @@
 """Steps for a network that was trained with float activations.
 
-Each step is the one of least mean squared error over the values that enter its quantiser: those of
-calibration images, or, without images, those that batch norm's own statistics promise (what leaves
-a batch norm is about normal, with mean beta and deviation gamma).
-
-The steps that feed the residual stream are bound to each other (see `arith.aligned_step`): modulo
-powers of two one number is left for the whole network. It is searched for; each bound step takes
-the power of two that suits it best.
+Steps are chosen by `compiler.steps` on the values that enter each quantiser: those of calibration
+images, or, without images, those that batch norm's own statistics promise (what leaves a batch norm
+is about normal, with mean beta and deviation gamma).
 """
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,57 +16,10 @@ from compiler import arith
 from compiler import graph as ir
 from compiler.errors import LoweringError
 from compiler.graph import Float, Graph
+from compiler.steps import Site, bound_of, choose_steps
 
 SAMPLES = 1 << 14
 """Values kept of each tensor: the error's own error is then below 1 %."""
-
-GRID = 16
-"""Steps tried an octave: a step off by 2 % changes the squared error in its third digit."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Site:
-    """One quantiser, and the float values that enter it.
-
-    Attributes
-    ----------
-    bound : float or None
-        What ``step`` times this is the residual unit of stage 1, modulo powers of two; None where
-        the step is free.
-    lowest : float or None
-        What a shifted ReLU leaves, a whole number of steps below 0: it binds the step, and the
-        step moves ``low`` and ``high``.
-    """
-
-    values: Float
-    low: int
-    high: int
-    bound: float | None
-    lowest: float | None = None
-
-    def error(self, step: float) -> float:
-        """Squared error of the quantised values relative to their power."""
-        zero = 0 if self.lowest is None else round(-self.lowest / step)
-        q = np.clip(np.floor(self.values / step + 0.5), self.low - zero, self.high - zero)
-        power = float(np.square(self.values).sum())
-        return float(np.square(q * step - self.values).sum()) / power if power else 0.0
-
-    def free_step(self) -> float:
-        """The step of least error, to one part of the grid."""
-        if self.lowest is not None:
-            steps = [-self.lowest / zero for zero in range(1, self.high + 1)]
-            return float(min(steps, key=self.error))
-        reach = float(np.abs(self.values).max()) or 1.0
-        coarsest = reach / max(-self.low, self.high)
-        grid = [coarsest * 2.0 ** (-k / GRID) for k in range(5 * GRID)]
-        return float(min(grid, key=self.error))
-
-    def bound_step(self, unit: float, aim: float) -> float:
-        """The step of least error among the two aligned ones around ``aim``."""
-        base = unit / (self.bound or 1.0)
-        j = math.floor(math.log2(aim / base))
-        around = [base * 2.0**j, base * 2.0 ** (j + 1)]
-        return float(min(around, key=self.error))
 
 
 def calibrate(graph: Graph, bits: int, images: NDArray[np.uint8] | None = None) -> Graph:
@@ -91,22 +39,6 @@ def calibrate(graph: Graph, bits: int, images: NDArray[np.uint8] | None = None) 
     return graph.with_quantisers(choose_steps(filled), bits)
 
 
-def choose_steps(sites: dict[str, Site]) -> dict[str, float]:
-    """Steps by name: free ones by least error, bound ones by least error together."""
-    steps = {name: site.free_step() for name, site in sites.items()}
-    bound = {name: site for name, site in sites.items() if site.bound is not None}
-
-    def aligned(unit: float) -> dict[str, float]:
-        return {name: site.bound_step(unit, steps[name]) for name, site in bound.items()}
-
-    def cost(unit: float) -> float:
-        return sum(bound[name].error(step) for name, step in aligned(unit).items())
-
-    if bound:
-        steps |= aligned(min((2.0 ** (k / GRID) for k in range(GRID)), key=cost))
-    return steps
-
-
 def _site(graph: Graph, node: ir.Quantiser, bits: int) -> Site:
     width = arith.INPUT_BITS if graph.reads_image(node) else bits
     if lowest := graph.lowest(node.source):
@@ -116,16 +48,16 @@ def _site(graph: Graph, node: ir.Quantiser, bits: int) -> Site:
 
 
 def _bound(graph: Graph, node: ir.Quantiser | ir.MaxPool) -> float | None:
-    """``scale * 9**pools`` of the addend that a quantiser feeds; None where nothing binds it."""
+    """`Site.bound` of the addend that a quantiser feeds; None where nothing binds it."""
     for conv in graph.consumers(node.name):
         if isinstance(conv, ir.MaxPool):
             return _bound(graph, conv)
         if isinstance(conv, ir.Add | ir.AvgPool):  # a stream that starts with activations
-            return 9.0 ** _pools_before(graph, conv.name)
+            return bound_of(1.0, _pools_before(graph, conv.name))
         if isinstance(conv, ir.Conv) and conv.binary and conv.scale.ndim == 0:
             for reader in graph.consumers(conv.name):
                 if isinstance(reader, ir.Add | ir.AvgPool):
-                    return float(conv.scale) * 9.0 ** _pools_before(graph, reader.name)
+                    return bound_of(float(conv.scale), _pools_before(graph, reader.name))
     return None
 
 

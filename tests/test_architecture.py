@@ -17,6 +17,7 @@ MAY_IMPORT = {
         "compiler.checkpoint",
         "compiler.datasets",
         "compiler.errors",
+        "compiler.steps",
     },
     "compiler": set(),
     "hw": {"compiler"},

@@ -20,8 +20,8 @@ from compiler.arith import sign
 from compiler.checkpoint import Checkpoint, Tensors, load, validate
 from compiler.checkpoint import Network as Description
 from compiler.checkpoint import Quantiser as Steps
+from compiler.steps import verify_alignment
 from train.network import Architecture, Convolution, Network
-from train.quantiser import verify_alignment
 
 
 def checkpoint_of(network: Network, training: Mapping[str, Any]) -> Checkpoint:
@@ -40,7 +40,7 @@ def checkpoint_of(network: Network, training: Mapping[str, Any]) -> Checkpoint:
     steps, bits = network.steps, network.architecture.activation_bits
     quantiser = None
     if steps is not None and bits is not None:
-        verify_alignment(steps, network.addends)
+        verify_alignment(steps, network.bounds)
         quantiser = Steps(bits, steps)
     return validate(Checkpoint(description, tensors, quantiser, dict(training)))
 

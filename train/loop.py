@@ -21,11 +21,12 @@ from torch import Tensor, nn
 
 from compiler.checkpoint import save
 from compiler.errors import CheckpointError
+from compiler.steps import choose_steps
 from train.data import WHOLE, Part, Share
 from train.export import checkpoint_of, read_network
 from train.folders import FolderSplit
 from train.network import Network
-from train.quantiser import choose_steps, observe
+from train.quantiser import observe
 from train.recipe import Job, Recipe, ends_cycle, learning_rate
 from train.record import record_session
 from train.state import append_result, drop_results_after, load_state, results, save_state
@@ -216,7 +217,7 @@ def calibrate(network: Network, training: Part, recipe: Recipe) -> None:
     generator = torch.Generator(training.device).manual_seed(recipe.seed)
     batches = islice(_augmented(training, recipe, generator), CALIBRATION_BATCHES)
     network.train()
-    network.steps = choose_steps(observe(network, batches), network.addends)
+    network.steps = choose_steps(observe(network, batches, network.bounds))
 
 
 @torch.no_grad()

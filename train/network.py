@@ -24,7 +24,8 @@ from compiler.arith import POOL_KERNEL, Pads, conv_scale, same_pads
 from compiler.checkpoint import FAMILIES
 from compiler.checkpoint import Network as Description
 from compiler.errors import UsageError
-from train.quantiser import BITS, Addend, Input, Quantiser, quantisers, set_steps
+from compiler.steps import bound_of
+from train.quantiser import BITS, Input, Quantiser, quantisers, set_steps
 
 WEIGHTS = ("1bit", "32bit", "bwn-channel", "bwn-layer")
 BATCH_NORM = ("fixed", "learned", "none")
@@ -352,8 +353,8 @@ class Network(nn.Module):
         return scores
 
     @property
-    def addends(self) -> dict[str, Addend]:
-        """The steps that the alignment rule binds.
+    def bounds(self) -> dict[str, float]:
+        """`Site.bound` of each quantiser whose step the alignment rule binds.
 
         None where no choice of steps could align them: without skips there is nothing to add to;
         32-bit and binary weight networks have no constant scale; and a shifted ReLU's step is one
@@ -362,16 +363,16 @@ class Network(nn.Module):
         if not self.architecture.skip or self.architecture.shifted_relu:
             return {}
         if self.architecture.family == "wrn-imagenet":  # its stream begins with activations
-            found: dict[str, tuple[Any, int]] = {"stem.relu": (1.0, 1)}
+            found: dict[str, tuple[Any, int]] = {"stem.relu": (1.0, 0)}
         else:
-            found = {"input": (self.conv0.scale, 1)}
+            found = {"input": (self.conv0.scale, 0)}
         for name, layer in self.named_modules():
             if isinstance(layer, Block):
                 stage = int(name.removeprefix("stage").partition(".")[0])
-                found[f"{name}.relu2"] = layer.conv2.scale, stage
+                found[f"{name}.relu2"] = layer.conv2.scale, stage - 1  # a pool between two stages
         if not all(isinstance(scale, float) for scale, _ in found.values()):
             return {}
-        return {name: Addend(scale, stage) for name, (scale, stage) in found.items()}
+        return {name: bound_of(scale, pools) for name, (scale, pools) in found.items()}
 
     @property
     def steps(self) -> dict[str, float] | None:

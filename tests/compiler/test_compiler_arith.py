@@ -209,8 +209,9 @@ def test_alignment_shift_finds_aligned_steps_and_no_others(
     assert arith.alignment_shift(scale, step, unit) == j
     assert arith.alignment_shift(scale, float(np.float32(step)), unit) == j
     assert arith.alignment_shift(scale, step * 1.0001, unit) is None
-    aligned = arith.aligned_step(step * 1.3, scale, unit)
-    assert arith.alignment_shift(scale, aligned, unit) == j
+    below, above = arith.aligned_steps(step * 1.3, scale, unit)
+    assert below == pytest.approx(step) and above == 2 * below
+    assert arith.alignment_shift(scale, below, unit) == j
 
 
 @given(st.integers(2, 8), st.integers(2, 8), st.integers(0, 255))

@@ -7,9 +7,10 @@ import pytest
 
 from compiler import arith
 from compiler import graph as ir
-from compiler.calibrate import Site, calibrate, choose_steps
+from compiler.calibrate import calibrate
 from compiler.errors import LoweringError
 from compiler.graph import Graph, build
+from compiler.steps import Site, choose_steps
 from tests.support.networks import random_checkpoint, random_images
 
 

@@ -15,9 +15,10 @@ import train
 from compiler.checkpoint import load, save
 from compiler.datasets import read_digits
 from compiler.errors import CheckpointError
+from compiler.steps import choose_steps
 from train.export import checkpoint_of, network_of
 from train.network import Architecture, Network
-from train.quantiser import choose_steps, observe
+from train.quantiser import observe
 
 Float = NDArray[np.float64]
 
@@ -32,7 +33,7 @@ def trained(seed: int = 0, size: tuple[int, int] = (8, 8), **changes: Any) -> Ne
         torch.nn.init.uniform_(norm.weight, -1, 2)
         torch.nn.init.normal_(norm.bias)
     if network.architecture.activation_bits is not None:
-        network.steps = choose_steps(observe(network, [images]), network.addends)
+        network.steps = choose_steps(observe(network, [images], network.bounds))
     with torch.no_grad():
         for _ in range(3):
             network(images)

@@ -167,8 +167,8 @@ def test_binary_weight_networks_scale_by_the_mean_magnitude(
     ids=str,
 )
 def test_only_the_papers_form_has_steps_to_align(form: dict[str, object]) -> None:
-    assert Network(architecture(**form)).addends == {}
-    assert len(Network(architecture()).addends) == 4
+    assert Network(architecture(**form)).bounds == {}
+    assert len(Network(architecture()).bounds) == 4
 
 
 def test_shifted_relu_stands_for_batch_norm_and_relu() -> None:
@@ -207,10 +207,11 @@ def test_imagenet_form() -> None:
 
 def test_the_imagenet_forms_stream_begins_behind_the_stem() -> None:
     network = Network(imagenet(width=0.125))
-    addends = network.addends
-    assert next(iter(addends)) == "stem.relu" and addends["stem.relu"].scale == 1.0
-    assert "input" not in addends and len(addends) == 1 + 8
-    assert addends["stage4.block2.relu2"].stage == 4
+    bounds = network.bounds
+    assert next(iter(bounds)) == "stem.relu" and bounds["stem.relu"] == 1.0
+    assert "input" not in bounds and len(bounds) == 1 + 8
+    scale = network.get_submodule("stage4.block2.conv2").scale
+    assert math.log2(bounds["stage4.block2.relu2"] / (scale * 9**3)).is_integer()  # three pools
 
 
 @pytest.mark.parametrize(
@@ -255,7 +256,7 @@ def test_maps_halve_upwards(padding: str, size: tuple[int, int]) -> None:
 
 def test_plain_network_has_no_skip_and_no_alignment() -> None:
     network = Network(architecture(skip=False))
-    assert network.addends == {}
+    assert network.bounds == {}
     block = network.get_submodule("stage1.block1").eval()
     with torch.no_grad():
         network.get_submodule("stage1.block1.conv2").scale = 0.0

@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from compiler.arith import alignment_shift, conv_scale
+from compiler.steps import choose_steps
 from train.network import Architecture, Network
-from train.quantiser import Quantiser, Site, choose_steps, observe, quantisers
+from train.quantiser import Quantiser, observe, quantisers
 
 
 def with_step(bits: int, step: float, signed: bool = False) -> Quantiser:
@@ -66,8 +67,10 @@ def test_shifted_relu_counts_from_minus_one(bits: int, zero: int) -> None:
 def test_shifted_steps_are_one_over_a_whole_number() -> None:
     torch.manual_seed(0)
     network = Network(Architecture(8, 1, 10, (1, 8, 8), batch_norm="none", activation_bits=3))
-    sites = observe(network.train(), [torch.randint(256, (40, 1, 8, 8), dtype=torch.uint8)])
-    steps = choose_steps(sites, network.addends)
+    sites = observe(
+        network.train(), [torch.randint(256, (40, 1, 8, 8), dtype=torch.uint8)], network.bounds
+    )
+    steps = choose_steps(sites)
     for name in (n for n in steps if n != "input"):
         zero = round(1 / steps[name])
         assert 1 <= zero <= 7 and steps[name] == 1 / zero
@@ -80,8 +83,8 @@ def test_best_step_of_a_gaussian() -> None:
     # 0.3534 and 0.1933 (J. Max, "Quantizing for minimum distortion", 1960).
     probability = (torch.arange(8192, dtype=torch.float64) + 0.5) / 8192
     normal = torch.erfinv(2 * probability - 1) * math.sqrt(2)
-    assert Site(normal, Quantiser(3)).best_step() == pytest.approx(0.3534, rel=0.02)
-    assert Site(normal, Quantiser(4)).best_step() == pytest.approx(0.1933, rel=0.02)
+    assert Quantiser(3).site(normal, None).free_step() == pytest.approx(0.3534, rel=0.025)
+    assert Quantiser(4).site(normal, None).free_step() == pytest.approx(0.1933, rel=0.025)
 
 
 @pytest.mark.parametrize(("depth", "width", "bits"), [(8, 1, 4), (14, 1.5, 2), (20, 1, 3)])
@@ -89,8 +92,8 @@ def test_alignment_holds_for_every_pair(depth: int, width: float, bits: int) -> 
     torch.manual_seed(depth)
     network = Network(Architecture(depth, width, 10, (1, 8, 8), activation_bits=bits)).train()
     images = torch.randint(256, (40, 1, 8, 8), dtype=torch.uint8)
-    sites = observe(network, [images])
-    steps = choose_steps(sites, network.addends)
+    sites = observe(network, [images], network.bounds)
+    steps = choose_steps(sites)
     assert steps.keys() == sites.keys() == quantisers(network).keys()
     addends = [("input", 1, conv_scale(9))]
     addends += [
@@ -98,13 +101,13 @@ def test_alignment_holds_for_every_pair(depth: int, width: float, bits: int) -> 
         for s in (1, 2, 3)
         for k in range(1, (depth - 2) // 6 + 1)
     ]
-    assert {name for name, *_ in addends} == network.addends.keys()
+    assert {name for name, *_ in addends} == network.bounds.keys()
     for (a, stage_a, scale_a), (b, stage_b, scale_b) in combinations(addends, 2):
         unit = scale_a * steps[a] / 9.0 ** (stage_b - stage_a)
         assert alignment_shift(scale_b, steps[b], unit) is not None, (a, b)
     for name, site in sites.items():
-        free = site.error(site.best_step())
-        if name not in network.addends:
+        free = site.error(site.free_step())
+        if name not in network.bounds:
             assert site.error(steps[name]) == free
         else:
             assert site.error(steps[name]) < 2.2 * free + 1e-3, name
@@ -113,36 +116,40 @@ def test_alignment_holds_for_every_pair(depth: int, width: float, bits: int) -> 
 def test_base_is_the_best_of_the_octave() -> None:
     torch.manual_seed(1)
     network = Network(Architecture(8, 1, 10, (1, 8, 8), activation_bits=3)).train()
-    sites = observe(network, [torch.randint(256, (60, 1, 8, 8), dtype=torch.uint8)])
-    steps = choose_steps(sites, network.addends)
+    sites = observe(network, [torch.randint(256, (60, 1, 8, 8), dtype=torch.uint8)], network.bounds)
+    steps = choose_steps(sites)
 
     def total(factor: float) -> float:
         """Error on the base times ``factor``, each addend on its best power of two."""
         return sum(
             min(sites[name].error(steps[name] * factor * 2.0**j) for j in (-1, 0, 1))
-            for name in network.addends
+            for name in network.bounds
         )
 
-    chosen = sum(sites[name].error(steps[name]) for name in network.addends)
+    chosen = sum(sites[name].error(steps[name]) for name in network.bounds)
     assert chosen <= min(total(2.0 ** (k / 8)) for k in range(8)) * (1 + 1e-6)
 
 
-def test_observed_are_the_values_before_each_relu() -> None:
+def test_observed_are_the_values_that_leave_each_relu() -> None:
     torch.manual_seed(0)
     network = Network(Architecture(8, 1, 10, (1, 8, 8), activation_bits=4)).train()
     network.steps = dict.fromkeys(quantisers(network), 0.5)
-    sites = observe(network, [torch.randint(256, (50, 1, 8, 8), dtype=torch.uint8)])
+    sites = observe(network, [torch.randint(256, (50, 1, 8, 8), dtype=torch.uint8)], network.bounds)
     assert network.steps == dict.fromkeys(quantisers(network), 0.5)
     assert not any(m._forward_hooks for m in network.modules())
-    for name, site in sites.items():  # batch norm's output: mean 0, variance 1, negatives too
-        assert float(site.values.mean()) == pytest.approx(0, abs=0.15), name
-        assert float(site.values.var()) == pytest.approx(1, abs=0.2), name
-        assert site.quantiser is quantisers(network)[name]
-        assert site.quantiser.range(0.5) == ((-128, 127) if name == "input" else (0, 15))
+    for name, site in sites.items():  # of batch norm's output: mean 0, variance 1
+        if name == "input":
+            assert site.values.mean() == pytest.approx(0, abs=0.15)
+            assert (site.low, site.high) == (-128, 127)
+        else:
+            assert (site.values >= 0).all() and (site.low, site.high) == (0, 15)
+        power = 1 if name == "input" else 0.5
+        assert float(np.square(site.values).mean()) == pytest.approx(power, abs=0.2), name
+        assert site.bound == network.bounds.get(name)
 
 
 def test_free_steps_where_no_rule_binds() -> None:
     network = Network(Architecture(8, 1, 10, (1, 8, 8), weights="32bit", activation_bits=4)).train()
-    sites = observe(network, [torch.randint(256, (50, 1, 8, 8), dtype=torch.uint8)])
-    steps = choose_steps(sites, network.addends)
-    assert steps == {name: site.best_step() for name, site in sites.items()}
+    sites = observe(network, [torch.randint(256, (50, 1, 8, 8), dtype=torch.uint8)], network.bounds)
+    steps = choose_steps(sites)
+    assert steps == {name: site.free_step() for name, site in sites.items()}
