@@ -79,15 +79,28 @@ def load_state(out: Path, job: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def results(out: Path) -> list[dict[str, Any]]:
-    """The results of the epochs done, oldest first."""
+    """The results of the epochs done, oldest first.
+
+    A line that a kill cut short is none: it has no state either. Raises `CheckpointError` for a
+    file that holds anything else but records.
+    """
     path = out / RESULTS
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    whole = path.read_text().split("\n")[:-1] if path.exists() else []
+    try:
+        return [json.loads(line) for line in whole]
+    except ValueError as error:
+        raise CheckpointError(
+            f"{path} must hold a JSON record a line",
+            hint="it is damaged: delete the folder to start afresh",
+        ) from error
 
 
 def append_result(out: Path, record: Mapping[str, Any]) -> None:
     """Add one epoch's line."""
     with (out / RESULTS).open("a") as file:
         file.write(json.dumps(record) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def drop_results_after(out: Path, epoch: int) -> None:

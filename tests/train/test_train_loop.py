@@ -219,10 +219,11 @@ def test_resume_is_exact(kills: tuple[float, ...], tiny: Dataset, tmp_path: Path
     assert [r["epoch"] for r in without_seconds(whole)] == [1, 2, 3, 4]
 
 
-def test_a_line_without_its_state_is_dropped(tiny: Dataset, tmp_path: Path) -> None:
+@pytest.mark.parametrize("line", ['{"epoch": 3}\n', '{"epoch": 3, "train_lo'])
+def test_a_line_without_its_state_is_dropped(line: str, tiny: Dataset, tmp_path: Path) -> None:
     run(job(epochs=2), tiny, tmp_path)
     with (tmp_path / "results.jsonl").open("a") as file:
-        file.write('{"epoch": 3}\n')
+        file.write(line)
     run(job(epochs=3), tiny, tmp_path)
     assert [r["epoch"] for r in without_seconds(tmp_path)] == [1, 2, 3]
     assert "train_loss" in without_seconds(tmp_path)[2]
@@ -250,6 +251,13 @@ def test_another_jobs_state_is_refused(tiny: Dataset, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"recipe.seed = 3, not 4") as caught:
         run(job(epochs=2, seed=4), tiny, tmp_path)
     assert "--out" in caught.value.hint
+
+
+def test_damaged_results_are_refused(tiny: Dataset, tmp_path: Path) -> None:
+    run(job(epochs=2), tiny, tmp_path)
+    (tmp_path / "results.jsonl").write_text("junk\n")
+    with pytest.raises(CheckpointError, match=r"results.jsonl must hold a JSON record a line"):
+        run(job(), tiny, tmp_path)
 
 
 def test_a_damaged_state_is_refused(tiny: Dataset, tmp_path: Path) -> None:
