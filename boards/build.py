@@ -17,7 +17,6 @@ from boards.toolchain import (
     FAMILIES,
     Build,
     Cells,
-    Clock,
     Family,
     Netlist,
     Routing,
@@ -40,7 +39,6 @@ from hw.uart import divisor_for
 
 STAGES = ("verilog", "synthesis", "routing", "bitstream")
 """The steps of this file, in order."""
-
 
 WORD_BITS = 64
 """Most that a word of activation memory has: what the four single-port RAMs of an UP5K give."""
@@ -114,13 +112,13 @@ def plan(
             f"--activation-bits {next(b for b in STORE_BITS if b > activation_bits)}",
         )
     wanted = clock_hz or board.clock_hz
-    _, real = pll(board, board.geometry.pump, wanted)
+    geometry = geometry_for(board.geometry, activation_bits, lanes)
+    _, real = pll(board, geometry.pump, wanted)
     rate = baud or board.baud
     try:
         divisor_for(real, rate)
     except ValueError as error:
         raise UsageError(f"board {board.name!r}: {error}", _rates(real)) from error
-    geometry = geometry_for(board.geometry, activation_bits, lanes)
     return Plan(board, geometry, wanted, real, rate, tuple(range(1, seeds + 1)))
 
 
@@ -164,17 +162,18 @@ def geometry_for(
             stream_bits=next(fitting, 8),
         )
     except ValueError as error:
-        shown = "x".join(map(str, lanes)) if lanes else "the board's"
-        usual = f"{default.input_lanes}x{default.output_lanes}x{default.pixel_lanes}"
+        shown = lanes_name(lanes) if lanes else "the board's"
         raise UsageError(
             f"lanes must make an engine of {activation_bits}-bit activations, not {shown}: {error}",
-            f"--lanes {usual}",
+            f"--lanes {lanes_name(default)}",
         ) from error
 
 
-def lanes_name(geometry: Geometry) -> str:
+def lanes_name(lanes: Geometry | tuple[int, int, int]) -> str:
     """Such as 8x8x2: what ``--lanes`` takes."""
-    return f"{geometry.input_lanes}x{geometry.output_lanes}x{geometry.pixel_lanes}"
+    if isinstance(lanes, Geometry):
+        lanes = lanes.input_lanes, lanes.output_lanes, lanes.pixel_lanes
+    return "x".join(map(str, lanes))
 
 
 # -- what fits -------------------------------------------------------------------------------------
@@ -289,7 +288,7 @@ def largest(
         None does.
     """
     for lanes in board.candidates:
-        name = "x".join(map(str, lanes))
+        name = lanes_name(lanes)
         try:
             usual = plan(board, program.activation_bits, lanes, clock, baud, seeds)
             chosen = grown(program, usual, stages.say)
@@ -414,18 +413,14 @@ def make_bitstream(
             )
         except TimingError as error:
             raise BuildError(str(error), slower_clock(plan, error.achieved_mhz)) from error
-        return {
-            "seed": routing.seed,
-            "clocks": {n: (c.achieved_mhz, c.wanted_mhz) for n, c in routing.clocks.items()},
-            "utilisation": dict(routing.utilisation),
-        }
+        return routing.record
 
     inputs = [
         *(file_digest(netlist.json), file_digest(folder / family.constraints), plan.seeds),
         *(board.device, board.package, plan.clock_hz, found[family.router.name].version),
     ]
     result = stages.run("routing", inputs, (family.routed,), route, share=True)
-    routing = _routing(folder / family.routed, result)
+    routing = Routing.of(folder / family.routed, result)
 
     def pack() -> Result:
         (folder / "packing.json").unlink(missing_ok=True)
@@ -436,15 +431,6 @@ def make_bitstream(
     stages.run("bitstream", inputs, ("top.bin",), pack, share=True)
     used, _ = routing.utilisation.get(family.logic, (0, 0))
     return Made(cells, used, routing.fmax_mhz, routing.seed, folder / "top.bin")
-
-
-def _routing(routed: Path, result: Result) -> Routing:
-    return Routing(
-        asc=routed,
-        seed=result["seed"],
-        clocks={name: Clock(*clock) for name, clock in result["clocks"].items()},
-        utilisation={name: (used, of) for name, (used, of) in result["utilisation"].items()},
-    )
 
 
 def check_cells(cells: Cells, plan: Plan) -> None:

@@ -33,7 +33,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from compiler.errors import BuildError, ToolchainError
 
@@ -444,6 +444,27 @@ class Routing:
     utilisation: Mapping[str, tuple[int, int]]
     tried: Mapping[int, float] = field(default_factory=dict)
 
+    @classmethod
+    def of(cls, routed: Path, record: Mapping[str, Any]) -> Self:
+        """The inverse of `record`, of a file that lies there."""
+        return cls(
+            asc=routed,
+            seed=record["seed"],
+            clocks={name: Clock(*clock) for name, clock in record["clocks"].items()},
+            utilisation={name: (used, of) for name, (used, of) in record["utilisation"].items()},
+            tried={int(seed): mhz for seed, mhz in record["tried"].items()},
+        )
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """All but the file, in JSON's types."""
+        return {
+            "seed": self.seed,
+            "clocks": {n: [c.achieved_mhz, c.wanted_mhz] for n, c in self.clocks.items()},
+            "utilisation": {name: list(blocks) for name, blocks in self.utilisation.items()},
+            "tried": {str(seed): mhz for seed, mhz in self.tried.items()},
+        }
+
     @property
     def critical(self) -> Clock | None:
         """The slowest clock, at what the one with the least to spare allows; None without any."""
@@ -595,13 +616,7 @@ class Build:
             *("routing", stamp, (family.routed,)),
             lambda: self._try_seeds(tool, arguments, options.seeds),
         )
-        routing = Routing(
-            asc=self._folder / family.routed,
-            seed=result["seed"],
-            clocks={name: Clock(*clock) for name, clock in result["clocks"].items()},
-            utilisation={name: (used, of) for name, (used, of) in result["utilisation"].items()},
-            tried={int(seed): mhz for seed, mhz in result["tried"].items()},
-        )
+        routing = Routing.of(self._folder / family.routed, result)
         if routing.critical:
             used, available = routing.utilisation.get(family.logic, (0, 0))
             self._progress(
@@ -645,12 +660,9 @@ class Build:
             if worst:
                 tried[seed] = worst
             if worst is None or worst.met:
-                return {
-                    "seed": seed,
-                    "clocks": {n: (c.achieved_mhz, c.wanted_mhz) for n, c in clocks.items()},
-                    "utilisation": utilisation,
-                    "tried": {s: c.achieved_mhz for s, c in tried.items()},
-                }
+                reached = {seed: clock.achieved_mhz for seed, clock in tried.items()}
+                routed = self._folder / self._family.routed
+                return Routing(routed, seed, clocks, utilisation, reached).record
             self._progress(f"  {worst.achieved_mhz:.1f} MHz, needs {worst.wanted_mhz:.1f}")
         (self._folder / f"{self._family.routed}.new").unlink(missing_ok=True)
         seed, best = max(tried.items(), key=lambda item: item[1].achieved_mhz)

@@ -436,6 +436,9 @@ def benchmark_command(options: argparse.Namespace, console: Console) -> None:
             versions |= result["tools"]
             if options.baselines:
                 say(f"wrote {benchmark.write_baseline(row, result)}")
+                continue
+            for change in benchmark.changes(row, result):
+                say(f"not as in the baseline: {change}")
     if options.json:
         document = {row.name: {"not_built": r} if isinstance(r, str) else r for row, r in results}
         sys.stdout.write(json.dumps(document, indent=1) + "\n")

@@ -177,9 +177,12 @@ def write_baseline(row: Row, report: Mapping[str, Any], folder: Path = BASELINES
     return path
 
 
-def losses(baseline: Mapping[str, Any], report: Mapping[str, Any]) -> list[str]:
-    """Every figure that is not the baseline's, in words; an Fmax only if it is lower."""
-    now = baseline_of(report)
+def changes(row: Row, report: Mapping[str, Any], folder: Path = BASELINES) -> list[str]:
+    """Every figure that is not the row's baseline, in words; an Fmax only if it is lower."""
+    path = folder / f"{row.name}.json"
+    if not path.exists():
+        return []
+    baseline, now = json.loads(path.read_text()), baseline_of(report)
     found = []
     for kind in ("cells", "cycles_per_image", "lanes"):
         for name, was in baseline[kind].items():
