@@ -26,7 +26,7 @@ from train.data import WHOLE, Part, Share
 from train.export import checkpoint_of, read_network
 from train.folders import FolderSplit
 from train.network import Network
-from train.quantiser import observe
+from train.quantiser import learn_steps, observe, settle_steps
 from train.recipe import Job, Recipe, ends_cycle, learning_rate
 from train.record import record_session
 from train.state import append_result, drop_results_after, load_state, results, save_state
@@ -92,6 +92,7 @@ def train(
         began = time.monotonic()
         if job.architecture.activation_bits is not None and epoch == recipe.quantise_from:
             calibrate(runner.network, training, recipe)
+            runner.quantise()
         record = {"epoch": epoch + 1, "learning_rate": learning_rate(epoch, recipe)}
         record |= runner.train_epoch(epoch, training, progress)
         record |= _named("test", accuracy(runner.network, test, team))
@@ -119,8 +120,20 @@ class Runner:
             weight_decay=job.recipe.weight_decay,
         )
         self.generator = torch.Generator(team.device).manual_seed(job.recipe.seed)
-        self._forward = team.wrap(self.network)
-        if job.execution.compile:
+        self._wrap()
+
+    def quantise(self) -> None:
+        """Learn the steps that the network has from now on, where the recipe says so."""
+        if self.recipe.steps == "learned":
+            learned = learn_steps(self.network, self.network.bounds)
+            if learned:
+                self.optimiser.add_param_group({"params": learned, "weight_decay": 0.0})
+                self._wrap()
+
+    def _wrap(self) -> None:
+        """The network as steps of descent call it; anew whenever it has got parameters."""
+        self._forward = self.team.wrap(self.network)
+        if self.job.execution.compile:
             self._forward = torch.compile(self._forward, dynamic=False)  # type: ignore[assignment]
 
     def train_epoch(self, epoch: int, training: Part, progress: Progress) -> dict[str, float]:
@@ -138,6 +151,7 @@ class Runner:
             loss, right = self.step(images, labels)
             sums += torch.stack((loss * len(labels), right, torch.full_like(loss, len(labels))))
             progress.step(epoch + (step + 1) / steps)
+        settle_steps(self.network)
         team.sum(sums)
         team.average(_moments(self.network))
         loss_sum, correct, seen = sums.tolist()
@@ -171,8 +185,10 @@ class Runner:
         state = load_state(out, self.job.described())
         first: int = 0 if state is None else state["epoch"]
         if state is not None:
-            self.network.load_state_dict(state["network"])
             self.network.steps = state["steps"]
+            if state["steps"] is not None:
+                self.quantise()
+            self.network.load_state_dict(state["network"])
             self.optimiser.load_state_dict(state["optimiser"])
             self.generator.set_state(state["generator"])
         if self.team.leads:

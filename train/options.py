@@ -19,6 +19,7 @@ from train.recipe import (
     PRECISIONS,
     SCHEDULES,
     SHIFTED_RELU_SCORE_GAIN,
+    STEPS_ARE,
     Execution,
     Job,
     Recipe,
@@ -85,6 +86,9 @@ def add_job(parser: argparse.ArgumentParser) -> None:
     )
     recipe.add_argument("--cutout", type=int, default=0, metavar="PIXELS", help="CIFAR: 18")
     recipe.add_argument("--quantise-from-epoch", type=int, default=0, metavar="E")
+    recipe.add_argument(
+        "--steps", default="calibrated", choices=STEPS_ARE, help="learned: moved by descent"
+    )
     recipe.add_argument("--seed", type=int, default=0)
     recipe.add_argument("--init", type=Path, metavar="CKPT", help="start from these weights")
 
@@ -118,6 +122,7 @@ def job_of(options: argparse.Namespace, source: Source, device: torch.device) ->
         weight_decay=_given(options.weight_decay, 1e-4 if many else 5e-4),
         score_gain=_given(options.score_gain, gain),
         quantise_from=options.quantise_from_epoch,
+        steps=options.steps,
         seed=options.seed,
         augmentation=replace(AUGMENTATION[source.name], cutout=options.cutout),
     )

@@ -3,7 +3,9 @@
 A quantiser with step ``d`` gives ``q * d``, ``q = clip(floor(x/d + 1/2), low, high)``. Its
 gradient is straight through where x lies inside the clipping range and zero outside.
 
-`compiler.steps` chooses the steps, on the values that `observe` sees.
+`compiler.steps` chooses the steps, on the values that `observe` sees. From there descent may move
+them (`learn_steps`) by the gradient of S. K. Esser et al., "Learned step size quantization" (ICLR
+2020), in octaves: steps that the alignment rule binds to each other share one number.
 
 A shifted ReLU, ``max(-1, x)``, is quantised so that -1 is ``q = 0`` and 0 is the whole number
 ``zero = 1 / step``: the padding of the next convolution.
@@ -11,6 +13,7 @@ A shifted ReLU, ``max(-1, x)``, is quantised so that -1 is ``q = 0`` and 0 is th
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -43,6 +46,43 @@ class StraightThrough(torch.autograd.Function):
         return torch.ops.aten.hardtanh_backward(grad_outputs[0], x, low, high), None, None, None
 
 
+STEP_SHARE = 8
+"""Of a batch every eighth image gives a step its gradient: a step is one number, and the images of
+a batch say the same of it."""
+
+STEP_RATE = 30.0
+"""Steps' gradients are multiplied by it: with 1 they move some hundredths of an octave in 6 epochs
+of CIFAR-10, with 30 some tenths, and 2-bit activations lose a quarter less in the training loss."""
+
+STEP_REACH = 0.03
+"""Most that a quantiser's gradient for its step can be: small networks would throw it away."""
+
+
+class LearnedStep(torch.autograd.Function):
+    """As `StraightThrough`, with a gradient for the step.
+
+    Inside the range it is ``q - x/step``, outside ``low`` or ``high``, divided by the square root
+    of values an image times levels, so that layers of all sizes learn at one rate.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, step: Tensor, low: int, high: int) -> Tensor:
+        exact = x / step
+        ctx.save_for_backward(exact)
+        ctx.range, ctx.dtype = (low, high), step.dtype
+        return exact.add(0.5).floor_().clamp_(low, high).mul_(step)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        (exact,), (low, high), (grad,) = ctx.saved_tensors, ctx.range, grad_outputs
+        straight = torch.ops.aten.hardtanh_backward(grad, exact, low, high)
+        some, few = (values[::STEP_SHARE].to(ctx.dtype) for values in (grad, exact))
+        change = few.add(0.5).floor_().clamp_(low, high) - few * ((few > low) & (few < high))
+        weight = STEP_RATE * len(exact) / len(some) / math.sqrt(exact[0].numel() * max(-low, high))
+        step = ((some * change).sum() * weight).clamp_(-STEP_REACH, STEP_REACH)
+        return straight, step, None, None
+
+
 def fake_quantise(x: Tensor, step: float, low: int, high: int) -> Tensor:
     """`StraightThrough`, typed."""
     y: Tensor = StraightThrough.apply(x, step, low, high)  # type: ignore[no-untyped-call]
@@ -66,8 +106,14 @@ class Quantiser(nn.Module):
         super().__init__()
         self.bits, self.signed, self.shifted = bits, signed, shifted
         self.step: float | None = None
+        self.octaves: nn.Parameter | None = None
+        """What the step is to be multiplied by, as a power of two, while it is learned."""
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.step is not None and self.octaves is not None and torch.is_grad_enabled():
+            step = self.step * torch.exp2(self.octaves)
+            y: Tensor = LearnedStep.apply(x, step, *self.range(1.0))  # type: ignore[no-untyped-call]
+            return y
         if self.step is not None:
             return fake_quantise(x, self.step, *self.range(self.step))
         if self.shifted:
@@ -141,3 +187,35 @@ def set_steps(network: nn.Module, steps: Mapping[str, float] | None) -> None:
     """Quantise with ``steps`` from now on; None: float activations."""
     for name, quantiser in quantisers(network).items():
         quantiser.step = None if steps is None else steps[name]
+
+
+def learn_steps(network: nn.Module, bounds: Mapping[str, float]) -> list[nn.Parameter]:
+    """Let descent move the network's steps; returns the parameters to descend on.
+
+    Those of ``bounds`` move together, so they stay aligned. A shifted ReLU's step is one over a
+    whole number and stays where it is.
+    """
+    common, learned = None, []
+    for name, quantiser in quantisers(network).items():
+        if quantiser.shifted:
+            continue
+        octaves = common if name in bounds else None
+        if octaves is None:
+            octaves = nn.Parameter(torch.zeros((), device=next(network.parameters()).device))
+            learned.append(octaves)
+        if name in bounds:
+            common = octaves
+        quantiser.octaves = octaves
+    return learned
+
+
+@torch.no_grad()
+def settle_steps(network: nn.Module) -> None:
+    """Make what was learned the steps themselves, which are all that is saved and deployed."""
+    found = [q for q in quantisers(network).values() if q.octaves is not None]
+    for quantiser in found:
+        if quantiser.step is not None and quantiser.octaves is not None:
+            quantiser.step *= 2.0 ** quantiser.octaves.item()
+    for quantiser in found:
+        if quantiser.octaves is not None:
+            quantiser.octaves.zero_()

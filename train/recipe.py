@@ -16,6 +16,7 @@ from train.network import Architecture
 
 SCHEDULES = ("restarts", "steps")
 PRECISIONS = ("float32", "bf16")
+STEPS_ARE = ("calibrated", "learned")
 
 STEPS = (85, 170)
 """Epochs after which the step schedule divides the rate by ten."""
@@ -49,6 +50,7 @@ class Recipe:
     weight_decay: float = 5e-4  # of every parameter
     score_gain: float = 1.0  # scores are multiplied by it in the loss, and nowhere else
     quantise_from: int = 0  # epoch that chooses the steps; activations are float before it
+    steps: Literal["calibrated", "learned"] = "calibrated"  # kept, or moved by descent from there
     seed: int = 0  # of the weights, the order and the augmentation
     augmentation: Augmentation = field(default_factory=Augmentation)
 
@@ -58,6 +60,8 @@ class Recipe:
                 raise UsageError(f"{name} must be at least 1, not {getattr(self, name)}")
         if self.schedule not in SCHEDULES:
             raise UsageError(f"schedule must be one of {', '.join(SCHEDULES)}")
+        if self.steps not in STEPS_ARE:
+            raise UsageError(f"steps must be one of {', '.join(STEPS_ARE)}")
         if not 0 <= self.quantise_from < self.epochs:
             last = self.epochs - 1
             raise UsageError(f"quantise_from must be 0 .. {last}, not {self.quantise_from}")

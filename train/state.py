@@ -19,7 +19,7 @@ from compiler.errors import CheckpointError, UsageError
 STATE = "state.pt"
 RESULTS = "results.jsonl"
 
-FORMAT = "signum-training-state 2"
+FORMAT = "signum-training-state 3"
 
 MAY_DIFFER = ("epochs", "execution")
 """Settings of a job that a resumed run may have otherwise."""

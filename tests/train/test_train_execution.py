@@ -79,8 +79,10 @@ def test_maps_lie_as_asked(channels_last: bool, tiny: Dataset, tmp_path: Path) -
             )
     runner.network(torch.zeros(4, 1, 8, 8, dtype=torch.uint8))
     assert seen == [channels_last] * 3
-    got = losses(tiny, tmp_path / "a", execution=execution)
-    assert got == pytest.approx(losses(tiny, tmp_path / "b"), rel=1e-4)
+    # Float activations: where sums differ in their order, a quantiser may round the other way.
+    got = losses(tiny, tmp_path / "a", execution=execution, activation_bits=None)
+    want = losses(tiny, tmp_path / "b", activation_bits=None)
+    assert got == pytest.approx(want, rel=1e-4)
 
 
 def compiled_losses(tiny: Dataset, out: Path, **changes: Any) -> list[float]:

@@ -19,6 +19,7 @@ import torch
 from compiler.checkpoint import load
 from compiler.datasets import Dataset
 from compiler.errors import CheckpointError, DataError, UsageError
+from compiler.steps import verify_alignment
 from tests.conftest import ROOT
 from tests.train.small import job
 from train import datasets
@@ -205,14 +206,17 @@ def assert_same(a: Any, b: Any) -> None:
 
 
 @pytest.mark.parametrize("kills", [(2.1,), (1.1, 2.6, 3.4)])
-def test_resume_is_exact(kills: tuple[float, ...], tiny: Dataset, tmp_path: Path) -> None:
+@pytest.mark.parametrize("steps", ["calibrated", "learned"])
+def test_resume_is_exact(
+    steps: str, kills: tuple[float, ...], tiny: Dataset, tmp_path: Path
+) -> None:
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    run(job(), tiny, whole)
+    run(job(steps=steps), tiny, whole)
     for moment in kills:
         with pytest.raises(KilledError):
-            run(job(), tiny, broken, killed_at(moment))
+            run(job(steps=steps), tiny, broken, killed_at(moment))
         torch.manual_seed(int(moment * 100))  # nothing may hang on the global generator
-    run(job(), tiny, broken)
+    run(job(steps=steps), tiny, broken)
     assert_same(torch.load(whole / "state.pt"), torch.load(broken / "state.pt"))
     assert_same(torch.load(whole / "checkpoint.pt"), torch.load(broken / "checkpoint.pt"))
     assert without_seconds(whole) == without_seconds(broken)
@@ -265,7 +269,7 @@ def test_a_damaged_state_is_refused(tiny: Dataset, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"state.pt must be a whole torch file"):
         run(job(), tiny, tmp_path)
     torch.save({"format": "another"}, tmp_path / "state.pt")
-    with pytest.raises(CheckpointError, match=r"must be a 'signum-training-state 2'"):
+    with pytest.raises(CheckpointError, match=r"must be a 'signum-training-state 3'"):
         run(job(), tiny, tmp_path)
 
 
@@ -346,14 +350,20 @@ def test_score_gain_is_in_the_loss_alone(tiny: Dataset, tmp_path: Path) -> None:
     assert none["deployed_accuracy"] == one["deployed_accuracy"]
 
 
-def test_steps_are_chosen_at_their_epoch_and_stay(tiny: Dataset, tmp_path: Path) -> None:
+@pytest.mark.parametrize("steps", ["learned", "calibrated"])
+def test_steps_are_chosen_at_their_epoch(steps: str, tiny: Dataset, tmp_path: Path) -> None:
     chosen = []
     for epochs in (1, 2, 3):
         with pytest.raises(KilledError):
-            run(job(), tiny, tmp_path, killed_at(epochs + 0.1))
+            run(job(steps=steps), tiny, tmp_path, killed_at(epochs + 0.1))
         chosen.append(torch.load(tmp_path / "state.pt")["steps"])
-    assert chosen[0] is None
-    assert chosen[1] == chosen[2] != None  # noqa: E711
+    assert chosen[0] is None and chosen[1] is not None
+    if steps == "calibrated":  # and stay
+        assert chosen[1] == chosen[2]
+        return
+    verify_alignment(chosen[2], Network(job().architecture).bounds)
+    moved = {name: chosen[2][name] / step for name, step in chosen[1].items()}
+    assert all(0.5 < ratio < 2 and abs(ratio - 1) > 1e-5 for ratio in moved.values()), moved
 
 
 def test_init_takes_another_networks_weights(tiny: Dataset, tmp_path: Path) -> None:

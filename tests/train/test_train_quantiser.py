@@ -10,9 +10,17 @@ import pytest
 import torch
 
 from compiler.arith import alignment_shift, conv_scale
-from compiler.steps import choose_steps
+from compiler.steps import choose_steps, verify_alignment
 from train.network import Architecture, Network
-from train.quantiser import Quantiser, observe, quantisers
+from train.quantiser import (
+    STEP_RATE,
+    STEP_REACH,
+    Quantiser,
+    learn_steps,
+    observe,
+    quantisers,
+    settle_steps,
+)
 
 
 def with_step(bits: int, step: float, signed: bool = False) -> Quantiser:
@@ -45,6 +53,65 @@ def test_gradient_is_the_clips(signed: bool, passing: tuple[int, int]) -> None:
     inside = (x.detach() > passing[0]) & (x.detach() < passing[1])
     assert x.grad is not None
     assert torch.equal(x.grad, seed * inside)
+
+
+@pytest.mark.parametrize(("bits", "signed"), [(2, False), (4, False), (8, True)])
+def test_gradient_of_a_learned_step(bits: int, signed: bool) -> None:
+    low = -(2 ** (bits - 1)) if signed else 0
+    high = low + 2**bits - 1
+    x = np.random.default_rng(bits).normal(0, 3 * high, (16, 3, 5, 5))
+    seed = np.random.default_rng(1).normal(size=x.shape) * 1e-5
+    quantiser = with_step(bits, 1.7, signed)
+    quantiser.octaves = torch.nn.Parameter(torch.tensor(0.3, dtype=torch.float64))
+    step = 1.7 * 2**0.3
+    given = torch.from_numpy(x).requires_grad_()
+    y = quantiser(given)
+    np.testing.assert_allclose(y.detach(), np.clip(np.floor(x / step + 0.5), low, high) * step)
+    y.backward(torch.from_numpy(seed))
+    inside = (x > low * step) & (x < high * step)
+    assert given.grad is not None and quantiser.octaves.grad is not None
+    np.testing.assert_allclose(given.grad, seed * inside)
+    # Esser et al., equation 3, of the images 0 and 8 for all sixteen; times d step / d octaves.
+    q = np.clip(np.floor(x / step + 0.5), low, high)
+    change = (seed * np.where(inside, q - x / step, q))[::8].sum() * 8
+    grad = STEP_RATE * change / math.sqrt(3 * 5 * 5 * max(-low, high))
+    assert abs(grad) < STEP_REACH
+    wanted = grad * step * math.log(2)
+    assert quantiser.octaves.grad.item() == pytest.approx(wanted)
+    quantiser.octaves.grad = None
+    quantiser(given).backward(torch.from_numpy(seed * 1e6))
+    limit = STEP_REACH * step * math.log(2)
+    assert abs(quantiser.octaves.grad.item()) == pytest.approx(limit)
+
+
+def test_learned_steps_settle_and_stay_aligned() -> None:
+    torch.manual_seed(3)
+    network = Network(Architecture(8, 1, 10, (1, 8, 8), activation_bits=3)).train()
+    images = torch.randint(256, (40, 1, 8, 8), dtype=torch.uint8)
+    network.steps = chosen = choose_steps(observe(network, [images], network.bounds))
+    learned = learn_steps(network, network.bounds)
+    assert len(learned) == 1 + len(chosen) - len(network.bounds)
+    assert {id(p) for p in learned} <= {id(p) for p in network.parameters()}
+    with torch.no_grad():
+        for k, octaves in enumerate(learned):
+            octaves.fill_(0.1 * (k + 1))
+    inside = network(images)
+    settle_steps(network)
+    assert network.steps is not None
+    assert not any(octaves.item() for octaves in learned)
+    torch.testing.assert_close(network(images), inside)
+    with torch.no_grad():
+        torch.testing.assert_close(network(images), inside)
+    verify_alignment(network.steps, network.bounds)
+    moved = [math.log2(network.steps[name] / step) for name, step in chosen.items()]
+    assert moved[0] == pytest.approx(0.1) and max(moved) == pytest.approx(0.1 * len(learned))
+
+
+def test_a_shifted_relus_steps_are_not_learned() -> None:
+    network = Network(Architecture(8, 1, 10, (1, 8, 8), batch_norm="none", activation_bits=3))
+    learned = learn_steps(network, network.bounds)
+    assert [name for name, q in quantisers(network).items() if q.octaves is not None] == ["input"]
+    assert len(learned) == 1
 
 
 def test_without_a_step_it_is_a_relu_or_nothing() -> None:

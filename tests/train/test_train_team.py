@@ -21,7 +21,7 @@ from compiler.errors import UsageError
 from tests.conftest import ROOT
 from tests.train import small
 from train.data import Share, splits
-from train.loop import Progress, train
+from train.loop import Progress, calibrate, train
 from train.team import Team, assembled
 
 CPU = torch.device("cpu")
@@ -116,6 +116,33 @@ def test_two_processes_choose_the_steps_of_one(
     train(small.job(**changes), splits(small.dataset(), CPU), tmp_path / "one", Progress())
     two, one = (torch.load(tmp_path / name / "state.pt")["steps"] for name in ("two", "one"))
     assert two == one
+
+
+def test_two_processes_learn_the_steps_of_one(
+    tmp_path: Path, float64: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Every eighth image gives steps their gradient: of two halves of 24 the same as of 48. It is
+    # limited in each process, so the two are near each other and not equal.
+    changes = {"batch": 48, "quantise_from": 1, "epochs": 3, "steps": "learned"}
+    run_two(tmp_path / "two", **changes)
+    monkeypatch.setattr("train.loop.MOMENTS_IMAGES", 100)
+    plain, halves = nn.BatchNorm2d.forward, Halves.forward
+    monkeypatch.setattr("torch.nn.BatchNorm2d", Halves)
+
+    def whole(*arguments: Any) -> None:  # every process calibrates on whole batches
+        monkeypatch.setattr(Halves, "forward", plain)
+        calibrate(*arguments)
+        monkeypatch.setattr(Halves, "forward", halves)
+
+    monkeypatch.setattr("train.loop.calibrate", whole)
+    found = [torch.load(tmp_path / "two" / "state.pt")["steps"]]
+    for name, changed in (("one", {}), ("still", {"steps": "calibrated"})):
+        job = small.job(**changes | changed)
+        train(job, splits(small.dataset(), CPU), tmp_path / name, Progress())
+        found.append(torch.load(tmp_path / name / "state.pt")["steps"])
+    two, one, still = found
+    assert two == pytest.approx(one, rel=5e-3)
+    assert two != pytest.approx(still, rel=1e-2)
 
 
 @pytest.mark.slow
