@@ -26,7 +26,7 @@ from train.data import WHOLE, Part, Share
 from train.export import checkpoint_of, read_network
 from train.folders import FolderSplit
 from train.network import Network
-from train.quantiser import learn_steps, observe, settle_steps
+from train.quantiser import STEP_REACH, learn_steps, observe, settle_steps
 from train.recipe import Job, Recipe, ends_cycle, learning_rate
 from train.record import record_session
 from train.state import append_result, drop_results_after, load_state, results, save_state
@@ -120,14 +120,15 @@ class Runner:
             weight_decay=job.recipe.weight_decay,
         )
         self.generator = torch.Generator(team.device).manual_seed(job.recipe.seed)
+        self._octaves: list[nn.Parameter] = []  # of learned steps
         self._wrap()
 
     def quantise(self) -> None:
         """Learn the steps that the network has from now on, where the recipe says so."""
         if self.recipe.steps == "learned":
-            learned = learn_steps(self.network, self.network.bounds)
-            if learned:
-                self.optimiser.add_param_group({"params": learned, "weight_decay": 0.0})
+            self._octaves = learn_steps(self.network, self.network.bounds)
+            if self._octaves:
+                self.optimiser.add_param_group({"params": self._octaves, "weight_decay": 0.0})
                 self._wrap()
 
     def _wrap(self) -> None:
@@ -167,6 +168,9 @@ class Runner:
         loss = F.cross_entropy(scores * self.recipe.score_gain, labels)
         self.optimiser.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
+        for octaves in self._octaves:  # averaged over the processes by now
+            if octaves.grad is not None:
+                octaves.grad.clamp_(-STEP_REACH, STEP_REACH)
         self.optimiser.step()
         return loss.detach(), (scores.detach().argmax(1) == labels).sum()
 

@@ -27,6 +27,7 @@ from train.__main__ import main
 from train.data import Augmentation, splits
 from train.loop import Progress, deploy, recompute_moments, train
 from train.network import Architecture, Network
+from train.quantiser import STEP_REACH
 from train.recipe import Execution, Job, Recipe, cycle_of, ends_cycle, learning_rate
 
 CPU = torch.device("cpu")
@@ -364,6 +365,21 @@ def test_steps_are_chosen_at_their_epoch(steps: str, tiny: Dataset, tmp_path: Pa
     verify_alignment(chosen[2], Network(job().architecture).bounds)
     moved = {name: chosen[2][name] / step for name, step in chosen[1].items()}
     assert all(0.5 < ratio < 2 and abs(ratio - 1) > 1e-5 for ratio in moved.values()), moved
+
+
+def test_steps_move_no_further_than_the_limit(
+    tiny: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("train.quantiser.STEP_RATE", 1e12)
+    chosen = {}
+    for steps in ("calibrated", "learned"):
+        given = job(steps=steps, quantise_from=0, epochs=1)
+        run(given, tiny, tmp_path / steps)
+        chosen[steps] = torch.load(tmp_path / steps / "state.pt")["steps"]
+    batches = len(tiny.train_images) // given.recipe.batch
+    reach = STEP_REACH * given.recipe.peak_rate / (1 - given.recipe.momentum) * batches
+    for name, step in chosen["calibrated"].items():
+        assert 0 < abs(math.log2(chosen["learned"][name] / step)) < reach
 
 
 def test_init_takes_another_networks_weights(tiny: Dataset, tmp_path: Path) -> None:

@@ -14,7 +14,6 @@ from compiler.steps import choose_steps, verify_alignment
 from train.network import Architecture, Network
 from train.quantiser import (
     STEP_RATE,
-    STEP_REACH,
     Quantiser,
     learn_steps,
     observe,
@@ -75,13 +74,7 @@ def test_gradient_of_a_learned_step(bits: int, signed: bool) -> None:
     q = np.clip(np.floor(x / step + 0.5), low, high)
     change = (seed * np.where(inside, q - x / step, q))[::8].sum() * 8
     grad = STEP_RATE * change / math.sqrt(3 * 5 * 5 * max(-low, high))
-    assert abs(grad) < STEP_REACH
-    wanted = grad * step * math.log(2)
-    assert quantiser.octaves.grad.item() == pytest.approx(wanted)
-    quantiser.octaves.grad = None
-    quantiser(given).backward(torch.from_numpy(seed * 1e6))
-    limit = STEP_REACH * step * math.log(2)
-    assert abs(quantiser.octaves.grad.item()) == pytest.approx(limit)
+    assert quantiser.octaves.grad.item() == pytest.approx(grad * step * math.log(2))
 
 
 def test_learned_steps_settle_and_stay_aligned() -> None:
