@@ -32,6 +32,7 @@ from compiler.image import Image, check_room
 from compiler.program import Program
 from compiler.schedule import Schedule, fitted, schedule, streamed
 from compiler.stages import Result, Say, Stages, file_digest, silent, source_digest, write
+from hw.flash import FlashReader
 from hw.store import BITS as STORE_BITS
 from hw.sums import SumMemory
 from hw.top import Top
@@ -77,13 +78,18 @@ class Plan:
 
     def top(self) -> BoardTop:
         """The whole design."""
-        board, geometry = self.board, self.geometry
-        offset, cycles = board.flash.image_offset, board.flash_cycles
         return BoardTop(
-            board,
-            lambda hz: Top(geometry, hz, self.baud, board.memory, offset, cycles),
+            self.board,
+            lambda hz: Top(self.geometry, hz, self.baud, self.flash_reader(), self.board.memory),
             self.wanted_hz,
             self.geometry.pump,
+        )
+
+    def flash_reader(self) -> FlashReader:
+        """What reads the Image from the board's flash."""
+        board = self.board
+        return FlashReader(
+            self.clock_hz, board.flash.image_offset, board.flash_cycles, board.flash.lines
         )
 
 
@@ -214,7 +220,7 @@ def fit(program: Program, plan: Plan, smaller: Callable[[], str] = str) -> tuple
         image = Image.of(laid_out)
         check_room(image, laid_out)
         if image.streamed:
-            laid_out = streamed(laid_out, image.room, board.flash_cycles)
+            laid_out = streamed(laid_out, image.room, plan.flash_reader().pace)
     except CapacityError as error:
         name = smaller()
         # Where a network of this size would fit, it is not its size.

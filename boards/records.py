@@ -63,10 +63,14 @@ class Flash:
         Bytes.
     image_offset : int
         Where an Image begins: behind the bitstream, on a block that can be erased by itself.
+    lines : int
+        On which it answers (`hw.flash.FlashReader`): 4 where its pins IO2 and IO3 are wired, and
+        its mode is set as a W25Q128JV's is; else 2.
     """
 
     size: int
     image_offset: int
+    lines: int = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,10 +201,12 @@ ICEBREAKER = Board(
         "flash_clk": Pin("15", pulse=True),
         "flash_copi": Pin("14"),
         "flash_cipo": Pin("17"),
+        "flash_io2": Pin("12"),
+        "flash_io3": Pin("13"),
     },
     clock_hz=30e6,
     baud=2_000_000,
-    flash=Flash(size=16 << 20, image_offset=1 << 20),
+    flash=Flash(size=16 << 20, image_offset=1 << 20, lines=4),
     geometry=UP5K_GEOMETRY,
     candidates=UP5K_LANES,
     programmers=(ICEPROG, OPENFPGALOADER),

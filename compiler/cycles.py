@@ -20,11 +20,8 @@ POOL_CYCLES = 11
 SCORE_CYCLES = 8
 """Cycles that a score takes beyond its division."""
 
-AGAIN_BYTES = 16
+AGAIN_BITS = 128
 """Of flash between the Image's last word and its first in the next pass: CRC and frame."""
-
-AGAIN_CYCLES = 2048
-"""From the CRC's end to the next pass's first byte, at 17 to 34 MHz (`hw.flash.FlashReader`)."""
 
 ADDEND_CYCLES = 8
 """Cycles that an addend takes beyond its division, besides those of a channel."""
@@ -72,53 +69,73 @@ def next_layer_cycles(g: Geometry) -> int:
     return 2 * g.words(g.record_fields) + 3
 
 
+@dataclass(frozen=True, slots=True)
+class FlashPace:
+    """How fast a flash sends (`hw.flash.FlashReader`).
+
+    Attributes
+    ----------
+    unit_cycles, unit_bits : int
+        Cycles that a unit takes, which is stored at once, and its bits.
+    start_cycles : int
+        From the end of a pass to the first bits of the next.
+    """
+
+    unit_cycles: int
+    unit_bits: int
+    start_cycles: int
+
+
 @dataclass(slots=True)
 class Flash:
     """Words on their way from flash into the ring (`hw.flash`, `hw.store`) during a picture.
 
     Attributes
     ----------
+    pace : FlashPace
+    word_units : int
+        Units of a word.
     ring : int
         Words it holds at most.
     ahead : int
         Words in it.
     coming : int
         Words of the Image that have not come yet; then those of the next picture follow.
-    byte_cycles, word_bytes : int
-        Cycles that a byte takes, and bytes of a word.
     """
 
+    pace: FlashPace
+    word_units: int
     ring: int
     ahead: int
     coming: int
-    byte_cycles: int
-    word_bytes: int
-    cycle: int = 0  # of the byte, negative before it
-    byte: int = 0  # of the word
+    cycle: int = 0  # of the unit, negative before it
+    unit: int = 0  # of the word
 
     def writes(self) -> bool:
-        """Whether a byte wants to be written in this cycle."""
-        return self.cycle == self.byte_cycles - 1 and self.ahead < self.ring
+        """Whether a unit wants to be written in this cycle."""
+        return self.cycle == self.pace.unit_cycles - 1 and self.ahead < self.ring
 
     def run(self, cycles: int = 1) -> None:
         """Let time pass, in which the memory takes what comes."""
+        pace = self.pace
         while cycles and self.ahead < self.ring:
-            step = min(cycles, self.byte_cycles - self.cycle)
+            step = min(cycles, pace.unit_cycles - self.cycle)
             self.cycle, cycles = self.cycle + step, cycles - step
-            if self.cycle == self.byte_cycles:
-                self.cycle, self.byte = 0, self.byte + 1
-            if self.byte == self.word_bytes:
-                self.byte, self.ahead, self.coming = 0, self.ahead + 1, self.coming - 1
+            if self.cycle == pace.unit_cycles:
+                self.cycle, self.unit = 0, self.unit + 1
+            if self.unit == self.word_units:
+                self.unit, self.ahead, self.coming = 0, self.ahead + 1, self.coming - 1
                 if not self.coming:
-                    self.cycle = -AGAIN_BYTES * self.byte_cycles - AGAIN_CYCLES
+                    between = AGAIN_BITS // pace.unit_bits * pace.unit_cycles
+                    self.cycle = -between - pace.start_cycles
 
     def shares(self, port: bool, wants: bool) -> tuple[bool, bool]:
-        """One cycle of the memory's port, of which a byte goes before a word that is wanted.
+        """One cycle of the memory's port, of which a unit goes before a word that is wanted.
 
         Returns whether the port is left, and whether there is such a word.
         """
         if self.writes():
-            if port:  # else the byte waits for the port, and the flash with it
+            if port:  # else the unit waits for the port, and the flash with it
                 self.run()
             return False, False
         wants = wants and self.ahead > 0

@@ -23,6 +23,10 @@ STEPS_PER_CYCLE = 1
 RESIDUAL_CYCLES = 4
 """From the cycle in which a value's place is known to that in which its residual is written."""
 
+UNIT_CLOCKS = 4
+"""Clocks of a board's flash in which it sends what is stored at once: a byte on two lines, two on
+four."""
+
 GAINS = {0: 3, 1: 1, -1: 2}
 """How a channel's parameters say what its accumulators are multiplied by."""
 

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from compiler import arith
 from compiler.arith import Staircase
-from compiler.cycles import Flash, layer_cycles
+from compiler.cycles import Flash, FlashPace, layer_cycles
 from compiler.errors import CapacityError
 from compiler.geometry import (
     GAINS,
@@ -194,7 +194,7 @@ def fitted(program: Program, geometry: Geometry, fixed: Collection[str] = ()) ->
                 raise error from None
 
 
-def streamed(laid_out: Schedule, room: int, flash_cycles: int = 1) -> Schedule:
+def streamed(laid_out: Schedule, room: int, pace: FlashPace) -> Schedule:
     """The same with the cycles it takes where words of the Image come from flash.
 
     The ring is full when a picture begins: pictures come more slowly than it fills.
@@ -203,8 +203,8 @@ def streamed(laid_out: Schedule, room: int, flash_cycles: int = 1) -> Schedule:
     ----------
     room : int
         Words of the ring.
-    flash_cycles : int
-        Of the flash's clock (`hw.flash.FlashReader`); it sends two bits in each of its clocks.
+    pace : FlashPace
+        Of the flash.
     """
     g, program = laid_out.geometry, laid_out.program
     record = g.words(g.record_fields)
@@ -213,7 +213,7 @@ def streamed(laid_out: Schedule, room: int, flash_cycles: int = 1) -> Schedule:
         steps = len(layer.params) * layer.record["weight_words"]
         words += record + sum(map(len, layer.params)) * g.param_words
         words += steps * g.weight_bits // g.stream_bits
-    flash = Flash(room, room, words - room, 4 * flash_cycles, g.stream_bits // 8)
+    flash = Flash(pace, g.stream_bits // pace.unit_bits, room, room, words - room)
     layers = _timed(laid_out.layers, program, g, flash)
     return replace(laid_out, layers=layers, streamed=True)
 

@@ -7,11 +7,10 @@ from amaranth.lib import stream, wiring
 from amaranth.lib.crc import catalog
 from amaranth.lib.wiring import In, Out
 
-from compiler.geometry import COUNT_BITS, MAGIC, Geometry
-from hw.flash import BYTE_PAIRS, PAIR_BITS
+from compiler.geometry import COUNT_BITS, MAGIC, UNIT_CLOCKS, Geometry
 from hw.layout import memory_read, memory_write
 
-CRC = catalog.CRC32_MPEG_2(data_width=PAIR_BITS)
+CRC = catalog.CRC32_MPEG_2
 """Check of what lies in flash, as its bits come; behind its own value it holds zero."""
 
 FIELD_BITS = 32
@@ -29,11 +28,11 @@ class ImageStore(wiring.Component):
     is copied there once. Of a longer one the first pass over the flash only checks the CRC; then it
     is read again for each picture, as far ahead as the ring has room. Each pass is checked.
 
-    Bytes are written as they come, by means of the mask, so there is no register as wide as a word,
-    neither here nor on the way out.
+    What comes in four clocks of the flash, a byte or two, is written as it comes, by means of the
+    mask, so there is no register as wide as a word, neither here nor on the way out.
 
     Timing: a word is served in the cycle after its read is granted, so at most every second cycle
-    has one. A byte is offered to the memory from two cycles after its last pair of bits on, and two
+    has one. Such a unit is offered to the memory from two cycles after its last bits on, and two
     more may come until it is written.
 
     Contract of `o`: the consumer, once it has raised ``ready``, keeps it high until it has a word,
@@ -44,12 +43,14 @@ class ImageStore(wiring.Component):
     Parameters
     ----------
     geometry : Geometry
-        Its stream words must be of whole bytes and fit a memory word.
+        Its stream words must be of whole units and fit a memory word.
+    lines : int
+        Of the flash: bits that come at once (`hw.flash.FlashReader`).
 
     Members
     -------
-    stb, data : In(1), In(8), room : Out(1), as of `hw.flash.FlashReader`
-        No more bytes are asked for once a whole Image is there, or after an error.
+    stb, data : In(1), In(UNIT_CLOCKS * lines), room : Out(1), as of `hw.flash.FlashReader`
+        Nothing more is asked for once a whole Image is there, or after an error.
     again : Out(1), strobe, the flash is to be read from the beginning
     o : Out(stream of stream_bits)
         Words of the Image, again and again.
@@ -65,22 +66,23 @@ class ImageStore(wiring.Component):
         The geometry's activations do not fill bytes, or its stream words do not fit.
     """
 
-    def __init__(self, geometry: Geometry) -> None:
+    def __init__(self, geometry: Geometry, lines: int = 2) -> None:
         self._geometry = g = geometry
+        self._lines, self._unit = lines, UNIT_CLOCKS * lines
         if g.activation_bits not in BITS:
             raise ValueError(
                 f"activation_bits must be 2, 4 or 8 for an Image in activation memory, not "
                 f"{g.activation_bits!r}"
             )
-        if g.stream_bits % 8 or not 0 < g.stream_bits <= g.word_bits:
+        if g.stream_bits % self._unit or not 0 < g.stream_bits <= g.word_bits:
             raise ValueError(
-                f"stream_bits must be a multiple of 8 up to the memory's {g.word_bits}, not "
-                f"{g.stream_bits!r}"
+                f"stream_bits must be a multiple of {self._unit} up to the memory's "
+                f"{g.word_bits}, not {g.stream_bits!r}"
             )
         super().__init__(
             {
                 "stb": In(1),
-                "data": In(8),
+                "data": In(self._unit),
                 "room": Out(1),
                 "again": Out(1),
                 "o": Out(stream.Signature(g.stream_bits)),
@@ -95,29 +97,29 @@ class ImageStore(wiring.Component):
         m = Module()
         ring = Signal(self._geometry.address_bits + 1, reset_less=True)
         streamed, last = ring[0], ring[1:]
-        byte_stb = self._check(m, ring, streamed)
-        self._move(m, byte_stb, streamed, last)
+        unit_stb = self._check(m, ring, streamed)
+        self._move(m, unit_stb, streamed, last)
         return m
 
     def _check(self, m: Module, ring: Signal, streamed: Signal) -> Signal:
-        """Take the frame apart; true when the last bits of a byte to be kept are in `data`."""
-        g = self._geometry
+        """Take the frame apart; true when the last bits of a unit to be kept are in `data`."""
+        g, lines = self._geometry, self._lines
         # What comes now; one flip-flop a phase costs less than a number of the phase.
         magic, count, size, body, check = phases = [
             Signal(name=name, init=name == "magic")
             for name in ("magic", "count", "size", "body", "check")
         ]
-        pair = self.data[:PAIR_BITS]
-        fields = FIELD_BITS // PAIR_BITS, g.stream_bits // PAIR_BITS
-        position = Signal(range(max(fields)))  # of a pair of bits in its field
+        bits = self.data[:lines]
+        fields = FIELD_BITS // lines, g.stream_bits // lines
+        position = Signal(range(max(fields)))  # of a clock's bits in their field
         left = Signal(COUNT_BITS, reset_less=True)  # words after this one
         step, end, more, wrong = Signal(), Signal(), Signal(), Signal()
-        m.submodules.crc = crc = ResetInserter(self.again)(CRC.create())
+        m.submodules.crc = crc = ResetInserter(self.again)(CRC(data_width=lines).create())
         m.d.comb += [
             step.eq(self.stb & ~self.error),
             end.eq(step & (position == Mux(body, fields[1], fields[0]) - 1)),
             crc.valid.eq(step),
-            crc.data.eq(pair),
+            crc.data.eq(bits),
         ]
         with m.If(step):
             m.d.sync += position.eq(position + 1)
@@ -128,18 +130,18 @@ class ImageStore(wiring.Component):
         less = Signal(COUNT_BITS + 1)  # its last carry says that there are more words
         m.d.comb += [less.eq(left + body.replicate(COUNT_BITS)), more.eq(less[-1])]
         with m.If((step & count) | (end & body)):
-            m.d.sync += left.eq(Mux(body, less, Cat(pair, left)))
+            m.d.sync += left.eq(Mux(body, less, Cat(bits, left)))
         with m.If(step & size & ~self.loaded):  # in use from then on
-            m.d.sync += ring.eq(Cat(pair, ring))
+            m.d.sync += ring.eq(Cat(bits, ring))
 
-        index, expected = position[: (fields[0] - 1).bit_length()], Signal(PAIR_BITS)
-        # A table for each bit of a pair: a choice of whole pairs would be a product in the netlist.
-        bits = f"{MAGIC:0{FIELD_BITS}b}"[::-1]
-        tables = [Const(int(bits[n::PAIR_BITS], 2), fields[0]) for n in range(PAIR_BITS)]
+        index, expected = position[: (fields[0] - 1).bit_length()], Signal(lines)
+        # A table for each line: a choice of whole words would be a product in the netlist.
+        wanted = f"{MAGIC:0{FIELD_BITS}b}"[::-1]
+        tables = [Const(int(wanted[n::lines], 2), fields[0]) for n in range(lines)]
         told = Cat(table.bit_select(index, 1) for table in tables)
         m.d.comb += [
-            expected.eq(Mux(magic, told, crc.crc[-PAIR_BITS:])),
-            wrong.eq((magic | check) & (pair != expected)),
+            expected.eq(Mux(magic, told, crc.crc[-lines:])),
+            wrong.eq((magic | check) & (bits != expected)),
             self.again.eq(end & check & ~wrong),
         ]
         m.d.sync += [
@@ -149,29 +151,29 @@ class ImageStore(wiring.Component):
         with m.If(end & ~wrong & ~(body & more)):
             m.d.sync += Cat(phases).eq(Cat(check & streamed, *phases[:-1]))
         kept = self.loaded | ~streamed
-        return step & body & kept & (position[: (BYTE_PAIRS - 1).bit_length()] == BYTE_PAIRS - 1)
+        return step & body & kept & (position[: (UNIT_CLOCKS - 1).bit_length()] == UNIT_CLOCKS - 1)
 
-    def _move(self, m: Module, byte_stb: Signal, streamed: Signal, last: Signal) -> None:
-        """Bytes into the ring, and words out of it."""
+    def _move(self, m: Module, unit_stb: Signal, streamed: Signal, last: Signal) -> None:
+        """Units into the ring, and words out of it."""
         g = self._geometry
-        size, lanes = g.stream_bits // 8, 8 // g.activation_bits
-        # A byte waits for the memory in `held`, the one after it in `data`.
-        held, waiting, byte = Signal(), Signal(), Signal(8, reset_less=True)
+        size, lanes = g.stream_bits // self._unit, self._unit // g.activation_bits
+        # A unit waits for the memory in `unit`, the one after it in `data`.
+        held, waiting, unit = Signal(), Signal(), Signal(self._unit, reset_less=True)
         number = Signal(range(size))
         move, written, filled, emptied = Signal(), Signal(), Signal(), Signal()
         m.d.comb += [
-            move.eq((byte_stb | waiting) & ~held),
+            move.eq((unit_stb | waiting) & ~held),
             written.eq(self.write.valid & self.write.ready),
             filled.eq(written & (number == size - 1)),
             emptied.eq(self.read.valid & self.read.ready),
             self.room.eq(~held & ~self.error & ~(self.loaded & ~streamed)),
         ]
         m.d.sync += [
-            waiting.eq((byte_stb | waiting) & held),
+            waiting.eq((unit_stb | waiting) & held),
             held.eq((held & ~written) | move),
         ]
         with m.If(move):
-            m.d.sync += byte.eq(self.data)
+            m.d.sync += unit.eq(self.data)
         with m.If(written):
             m.d.sync += number.eq(number + 1)
 
@@ -199,7 +201,7 @@ class ImageStore(wiring.Component):
         m.d.comb += [
             self.write.valid.eq(held & ~(equal & ahead & self.loaded)),
             self.write.address.eq(here),
-            self.write.data.eq(byte.replicate(-(-g.word_bits // 8))),
+            self.write.data.eq(unit.replicate(-(-g.word_bits // self._unit))),
             self.write.mask.eq(Cat((number == size - 1 - n).replicate(lanes) for n in range(size))),
             self.read.valid.eq(
                 self.loaded & self.o.ready & ~arrived & ~(streamed & equal & ~ahead)

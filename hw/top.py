@@ -8,7 +8,7 @@ from amaranth.lib.wiring import In, Out, connect, flipped
 
 from compiler.geometry import Geometry
 from hw.engine import Engine
-from hw.flash import BOTH_WAYS, FlashReader
+from hw.flash import FlashReader, flash_pins
 from hw.host import DEFAULT_TIMEOUT, Host
 from hw.store import ImageStore
 from hw.uart import UartReceiver, UartTransmitter, divisor_for
@@ -30,17 +30,15 @@ class Top(wiring.Component):
         Of the ``sync`` domain.
     baud : int
         Bits a second of the serial line.
+    flash : FlashReader
+        Of this clock; from its offset on the flash holds what `compiler.image.flash_bytes` makes.
     primitive : str
         See `hw.memory.ActivationMemory`.
-    image_offset : int
-        Where the Image lies in flash (`compiler.image.flash_bytes`), in bytes.
-    flash_cycles : int
-        Of the flash's clock, see `hw.flash.FlashReader`.
 
     Members
     -------
     rx : In(1), tx : Out(1), the serial line
-    flash_cs_n, flash_clk : Out(1), flash_cipo : In(1), flash_copi : Out(BOTH_WAYS), the flash
+    flash_… : the flash's pins (`hw.flash.flash_pins`)
     alive : Out(1), blinks about once a second
     busy : Out(1), a request is being served or a picture computed
     error : Out(1), the last request failed, or there is no Image for this engine
@@ -48,8 +46,8 @@ class Top(wiring.Component):
     Raises
     ------
     ValueError
-        A clock that the bit rate does not divide, an offset out of range, or a geometry of which
-        the memory cannot hold an Image (`hw.store.ImageStore`).
+        A clock that the bit rate does not divide, or a geometry of which the memory cannot hold an
+        Image (`hw.store.ImageStore`).
     """
 
     def __init__(
@@ -57,25 +55,21 @@ class Top(wiring.Component):
         geometry: Geometry,
         clock_hz: float,
         baud: int,
+        flash: FlashReader,
         primitive: str = "inferred",
-        image_offset: int = 0,
-        flash_cycles: int = 2,
     ) -> None:
         self._clock_hz = clock_hz
         self._divisor = divisor_for(clock_hz, baud)
-        self._flash = FlashReader(clock_hz, image_offset, flash_cycles)
-        self._store = ImageStore(geometry)
+        self._flash = flash
+        self._store = ImageStore(geometry, flash.lines)
         self._engine = Engine(geometry, primitive)
         size_bits = dict(geometry.header_fields)["pixels"]
         self._host = Host(round(DEFAULT_TIMEOUT * clock_hz), size_bits)
         super().__init__(
-            {
+            flash_pins(flash.lines)
+            | {
                 "rx": In(1, init=1),
                 "tx": Out(1, init=1),
-                "flash_cs_n": Out(1, init=1),
-                "flash_clk": Out(1),
-                "flash_copi": Out(BOTH_WAYS),
-                "flash_cipo": In(1),
                 "alive": Out(1),
                 "busy": Out(1),
                 "error": Out(1),
@@ -93,14 +87,18 @@ class Top(wiring.Component):
         connect(m, host.o_bytes, transmitter.i)
         self._pass_pixels(m, host.o_pixels, engine.i_pixels)
         connect(m, engine.o_answer, host.i_answer)
-        connect(m, flash.flash_copi, flipped(self.flash_copi))
         connect(m, store.write, engine.image_write)
         connect(m, store.read, engine.image_read)
         connect(m, store.o, engine.i_image)
+        for name, pin in flash_pins(flash.lines).items():
+            inside, outside = getattr(flash, name), getattr(self, name)
+            if pin.is_signature:
+                connect(m, inside, flipped(outside))
+            elif pin.flow is Out:
+                m.d.comb += outside.eq(inside)
+            else:
+                m.d.comb += inside.eq(outside)
         m.d.comb += [
-            self.flash_cs_n.eq(flash.flash_cs_n),
-            self.flash_clk.eq(flash.flash_clk),
-            flash.flash_cipo.eq(self.flash_cipo),
             store.stb.eq(flash.stb),
             store.data.eq(flash.data),
             flash.room.eq(store.room),

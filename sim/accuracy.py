@@ -155,6 +155,12 @@ def cell_models(verilog: str) -> list[str]:
     return sorted(known & set(re.findall(r"^\s*(\w+)\s", verilog, re.MULTILINE)))
 
 
+def flash_wiring(verilog: str) -> dict[str, int]:
+    """What the model of a board is told of the pins that a design reaches its flash by."""
+    marks = {"USRMCLK": r"^\s*USRMCLK\s", "QUAD": r"\bflash_io2\b"}
+    return {name: 1 for name, mark in marks.items() if re.search(mark, verilog, re.MULTILINE)}
+
+
 def board_simulation(verilog: Path, cache: Path | None = None) -> Simulation:
     """A model of a board: the Verilog that is synthesised, and a flash on its pins.
 
@@ -167,9 +173,8 @@ def board_simulation(verilog: Path, cache: Path | None = None) -> Simulation:
     """
     text = verilog.read_text()
     models = cell_models(text)
-    defines = {"USRMCLK": 1} if "USRMCLK" in models else {}
     simulation = Simulation.build(
-        verilog, "board", sources=[*models, *AROUND], defines=defines, cache=cache
+        verilog, "board", sources=[*models, *AROUND], defines=flash_wiring(text), cache=cache
     )
     digests = {file_digest(path) for path in (verilog, simulation.verilog)}
     if len(digests) > 1:

@@ -89,7 +89,8 @@ def on_netlist(
         A score or a class differs.
     """
     say("building the simulation of the netlist")
-    text, own = cells_for(netlist.read_text())
+    design = netlist.read_text()
+    text, own = cells_for(design)
     cells = netlist.with_name("cells.v")
     cells.write_text(text)
     for name in own:
@@ -103,7 +104,7 @@ def on_netlist(
         # some seconds of simulation.
         options=("--output-split", "60000", "--output-split-cfuncs", "2000", "-CFLAGS", "-O0"),
         # Ports that a cell's user leaves open are 0, as Yosys means them.
-        defines={"NO_ICE40_DEFAULT_ASSIGNMENTS": 1, "ICE40_U": 1},
+        defines={"NO_ICE40_DEFAULT_ASSIGNMENTS": 1, "ICE40_U": 1} | accuracy.flash_wiring(design),
         cache=cache,
     )
     say(f"simulating {len(images)} pictures")

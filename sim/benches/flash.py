@@ -5,12 +5,13 @@ from __future__ import annotations
 import random
 
 import cocotb
-from amaranth.hdl import ClockSignal, Instance, Module, Mux, ResetInserter, Signal
+from amaranth.hdl import Cat, ClockSignal, Instance, Module, Mux, ResetInserter, Signal
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 from cocotb.triggers import ClockCycles, ReadOnly, RisingEdge
 
-from hw.flash import BYTE_PAIRS, WAKE_SECONDS, FlashReader
+from compiler.geometry import UNIT_CLOCKS
+from hw.flash import WAKE_SECONDS, FlashReader
 from sim import bench
 from sim.benches.points import Points, Ports
 from sim.drivers import first_difference
@@ -18,14 +19,17 @@ from sim.drivers import first_difference
 OFFSETS = {"low": 0, "usual": 1 << 20, "odd": 0xA5C3F1}
 """Beginnings of what is read; by name of the point."""
 
-CLOCKS = {"": (18e6, 1), "half": (18e6, 2)}
+CLOCKS = {"": (18e6, 1, 2), "half": (18e6, 2, 2), "quad": (30e6, 1, 4)}
 GRID_CLOCKS = CLOCKS | {
-    "slow": (16e6, 1),
-    "fast": (48e6, 1),
-    "half_slow": (16e6, 2),
-    "half_fast": (100e6, 2),
+    "slow": (16e6, 1, 2),
+    "fast": (48e6, 1, 2),
+    "half_slow": (16e6, 2, 2),
+    "half_fast": (100e6, 2, 2),
+    "quad_slow": (16e6, 1, 4),
+    "quad_fast": (48e6, 1, 4),
+    "quad_half": (100e6, 2, 4),
 }
-"""The engine's clock in Hz, and cycles of the flash's."""
+"""The engine's clock in Hz, cycles of the flash's, and lines."""
 
 LONGEST_WAKE_NS = WAKE_SECONDS * 1e9 - 1
 """A flash as slow to wake as the reader allows for."""
@@ -41,34 +45,47 @@ class FlashOnBoard(wiring.Component):
     -------
     stb, data, room : of the reader
     again : In(1), resets the reader
-    clash : Out(1), both drive the pin that goes both ways
+    clash : Out(1), both drive a pin that goes both ways
     """
 
     def __init__(self, reader: FlashReader) -> None:
         self._reader = reader
+        data = Out(UNIT_CLOCKS * reader.lines)
         super().__init__(
-            {"stb": Out(1), "data": Out(8), "room": In(1), "again": In(1), "clash": Out(1)}
+            {"stb": Out(1), "data": data, "room": In(1), "again": In(1), "clash": Out(1)}
         )
 
     def elaborate(self, platform):
         m = Module()
         reader = self._reader
         m.submodules.reader = ResetInserter(self.again)(reader)
-        sent, drives, floating = Signal(), Signal(), Signal()
-        pad, pulse = reader.flash_copi, reader.flash_clk & ~ClockSignal()
+        floating, pulse = Signal(), reader.flash_clk & ~ClockSignal()
+        drives, quad_drives = Signal(), Signal()
+        pads = {"io0": (reader.flash_copi, drives)}
+        if reader.lines == 4:
+            pads |= {
+                "io2": (reader.flash_io2, quad_drives),
+                "io3": (reader.flash_io3, quad_drives),
+            }
+        sent = {name: Signal(name=f"sent_{name}") for name in ("io0", "io2", "io3")}
+        outside = {name: Mux(pad.oe, pad.o, floating) for name, (pad, _) in pads.items()}
         m.submodules.flash = Instance(
             "spi_flash",
             p_WAKE_NS=int(LONGEST_WAKE_NS),
             i_cs_n=reader.flash_cs_n,
             i_clk=pulse if reader.clock_cycles == 1 else reader.flash_clk,
-            i_copi=Mux(pad.oe, pad.o, floating),
+            i_copi=outside["io0"],
+            i_wp_n=outside.get("io2", 1),
+            i_hold_n=outside.get("io3", 1),
             o_cipo=reader.flash_cipo,
-            o_io0=sent,
+            **{f"o_{name}": value for name, value in sent.items()},
             o_drives=drives,
+            o_quad_drives=quad_drives,
         )
+        for name, (pad, theirs) in pads.items():
+            m.d.comb += pad.i.eq(Mux(theirs, sent[name], pad.oe & pad.o))
         m.d.comb += [
-            pad.i.eq(Mux(drives, sent, pad.oe & pad.o)),
-            self.clash.eq(drives & pad.oe),
+            self.clash.eq(Cat(theirs & pad.oe for pad, theirs in pads.values()).any()),
             self.stb.eq(reader.stb),
             self.data.eq(reader.data),
             reader.room.eq(self.room),
@@ -79,11 +96,14 @@ class FlashOnBoard(wiring.Component):
 def design(grid: bool = False):
     """Three places in flash, at each clock."""
     found = {}
-    for name, (clock_hz, cycles) in (GRID_CLOCKS if grid else CLOCKS).items():
-        readers = {at: FlashReader(clock_hz, offset, cycles) for at, offset in OFFSETS.items()}
+    for name, (clock_hz, cycles, lines) in (GRID_CLOCKS if grid else CLOCKS).items():
+        readers = {
+            at: FlashReader(clock_hz, offset, cycles, lines) for at, offset in OFFSETS.items()
+        }
         given = {
             "clock_hz": clock_hz,
             "cycles": cycles,
+            "lines": lines,
             "start": {at: reader.start_cycles for at, reader in readers.items()},
             "bytes": 400 if grid else 60,
         }
@@ -110,32 +130,33 @@ class _Content:
         for flash in self._flashes.values():
             flash.asleep.value = 1
 
-    def hold(self, name: str, got: list[int], room: float) -> None:
+    def hold(self, name: str, got: bytes, room: float) -> None:
         """Compare what was read."""
-        problem = first_difference(list(self.expected[name][: len(got)]), got)
+        problem = first_difference(list(self.expected[name][: len(got)]), list(got))
         assert not problem, f"{name}, room {room}: {problem}"
 
 
 class _Taker:
-    """Takes bytes as `hw.store` does: one it holds while another stands in `data`.
+    """Takes units as `hw.store` does: one it holds while another stands in `data`.
 
-    A byte is let go of at random, and `room` is high where none is held.
+    A unit is let go of at random, and `room` is high where none is held.
 
     Attributes
     ----------
-    bytes : list of int
-    cycles : list of int, of each pair, counted from the reset on
+    bytes : bytearray
+    cycles : list of int, of each clock's bits, counted from the reset on
     """
 
     def __init__(self, dut, name: str, room: float, rng: random.Random) -> None:
-        self.bytes: list[int] = []
+        self.bytes = bytearray()
         self.cycles: list[int] = []
         self._dut, self._ports, self._room, self._rng = dut, Ports(dut, name), room, rng
         self._ports.room.value = 1
         self._task = cocotb.start_soon(self._take())
 
     async def _take(self) -> None:
-        ports, pairs, cycle = self._ports, 0, 0
+        ports, clocks, cycle = self._ports, 0, 0
+        unit_bytes = bench.parameters()["lines"] * UNIT_CLOCKS // 8
         held: int | None = None
         waiting: int | None = None
         while True:
@@ -145,24 +166,24 @@ class _Taker:
             assert waiting in (None, here), "data must stay while there is no room"
             if ports.stb.value == 1:
                 self.cycles.append(cycle)
-                pairs += 1
-                if pairs % BYTE_PAIRS == 0:
-                    assert waiting is None, "one byte at most may come while one is held"
+                clocks += 1
+                if clocks % UNIT_CLOCKS == 0:
+                    assert waiting is None, "one unit at most may come while one is held"
                     waiting = here
             if held is None:
                 held, waiting = waiting, None
             elif self._rng.random() < self._room:
-                self.bytes.append(held)
+                self.bytes += held.to_bytes(unit_bytes, "big")
                 held = None
             await RisingEdge(self._dut.clk)
             ports.room.value = int(held is None)
             cycle += 1
 
-    async def receive(self, count: int) -> list[int]:
+    async def receive(self, count: int) -> bytes:
         """The first bytes."""
         while len(self.bytes) < count:
             await RisingEdge(self._dut.clk)
-        return self.bytes[:count]
+        return bytes(self.bytes[:count])
 
     def stop(self) -> None:
         """Take no more."""
@@ -193,7 +214,7 @@ async def reads_from_its_offset(dut):
             taker.stop()
             if room == 1:
                 first, step = given["start"][name], given["cycles"]
-                count = BYTE_PAIRS * given["bytes"]
+                count = 8 // given["lines"] * given["bytes"]
                 assert taker.cycles[:count] == [first + step * i for i in range(count)], name
 
 
@@ -246,7 +267,7 @@ async def reads_again_when_it_is_told(dut):
 
 @cocotb.test()
 async def holds_the_clock_while_there_is_no_room(dut):
-    """The flash is asked for no bit beyond the first byte, of which the command calls for two."""
+    """The flash is asked for no bit beyond the first unit; the command calls for its first ones."""
     given = bench.parameters()
     bench.start_clocks(dut, given["clock_hz"] / 1e6)
     content = _Content(dut, 4)

@@ -12,9 +12,8 @@ from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out, connect, flipped
 from cocotb.triggers import ClockCycles, ReadOnly, RisingEdge, with_timeout
 
-from compiler.geometry import Geometry
+from compiler.geometry import UNIT_CLOCKS, Geometry
 from compiler.image import FRAME_BYTES, HEAD_BYTES, flash_crc, flash_words, frame
-from hw.flash import BYTE_PAIRS, PAIR_BITS
 from hw.layout import memory_read
 from hw.memory import ActivationMemory, MemoryArbiter
 from hw.store import ImageStore
@@ -24,14 +23,22 @@ from sim.drivers import STALLS, StreamSink, first_difference
 
 SMALL = replace(Geometry(), memory_depth=32)
 
+B2 = replace(SMALL, activation_bits=2, stream_bits=32)
+B8 = replace(SMALL, activation_bits=8, input_lanes=8, output_lanes=8, pump=1, word_channels=8)
+
 POINTS = {
-    "usual": SMALL,
-    "b2": replace(SMALL, activation_bits=2, stream_bits=32),
-    "b8": replace(SMALL, activation_bits=8, input_lanes=8, output_lanes=8, pump=1, word_channels=8),
-    "half_words": replace(SMALL, stream_bits=32),
-    "short_words": replace(SMALL, stream_bits=16),
+    "usual": (SMALL, 2),
+    "b2": (B2, 2),
+    "b8": (B8, 2),
+    "half_words": (replace(SMALL, stream_bits=32), 2),
+    "short_words": (replace(SMALL, stream_bits=16), 2),
+    "quad": (SMALL, 4),
+    "quad_b2": (B2, 4),
+    "quad_b8": (B8, 4),
+    "quad_short_words": (replace(SMALL, stream_bits=16), 4),
 }
-"""Lanes of each width that there is; stream words as wide as the memory's, and short ones."""
+"""Lanes of each width that there is; stream words as wide as the memory's, and short ones. And how
+many lines of the flash."""
 
 QUIET_CYCLES = 200
 """How long a refusal is watched: more than serving takes to begin."""
@@ -46,12 +53,12 @@ class StoreInMemory(wiring.Component):
     other : In(memory_read)
     """
 
-    def __init__(self, geometry: Geometry) -> None:
-        self._geometry = geometry
+    def __init__(self, geometry: Geometry, lines: int) -> None:
+        self._geometry, self._lines = geometry, lines
         super().__init__(
             {
                 "stb": In(1),
-                "data": In(8),
+                "data": In(UNIT_CLOCKS * lines),
                 "room": Out(1),
                 "again": Out(1),
                 "o": Out(stream.Signature(geometry.stream_bits)),
@@ -63,7 +70,7 @@ class StoreInMemory(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        m.submodules.store = store = ImageStore(self._geometry)
+        m.submodules.store = store = ImageStore(self._geometry, self._lines)
         m.submodules.memory = memory = ActivationMemory(self._geometry)
         clients = {"other": "read", "image_write": "write", "image_read": "read"}
         m.submodules.arbiter = arbiter = MemoryArbiter(self._geometry, clients)
@@ -87,13 +94,13 @@ class StoreInMemory(wiring.Component):
 
 def design(grid: bool = False):
     """All shapes of words in one model."""
-    blocks = Points({name: StoreInMemory(geometry) for name, geometry in POINTS.items()})
-    points = {name: asdict(geometry) for name, geometry in POINTS.items()}
+    blocks = Points({name: StoreInMemory(*point) for name, point in POINTS.items()})
+    points = {name: (asdict(geometry), lines) for name, (geometry, lines) in POINTS.items()}
     return {"": (blocks, {}, {"points": points, "flips": 200 if grid else 8})}
 
 
 class _Flash:
-    """What the reader of a flash does, as early as it can: a byte in four cycles, if there is room.
+    """What the reader of a flash does, as early as it can: a unit in four cycles, if there is room.
 
     Attributes
     ----------
@@ -113,29 +120,30 @@ class _Flash:
     async def _run(self) -> None:
         ports, rng = self._point.ports, self._point.rng
         coming: list[int | None] = [None, None]  # on its way
-        here, pairs, pause = 0, 0, 9
+        here, clocks, pause = 0, 0, 9
+        lines, unit = self._point.lines, UNIT_CLOCKS * self._point.lines
         while True:
             await ReadOnly()
             room, again = ports.room.value == 1, ports.again.value == 1
             await self._point.edge
             if again:
-                coming, pairs, pause = [None, None], 0, 9
+                coming, clocks, pause = [None, None], 0, 9
                 self.sent, self.passes = 0, self.passes + 1
-            begins = pairs % BYTE_PAIRS == 0
+            begins = clocks % UNIT_CLOCKS == 0
             goes = not pause and (room or not begins) and rng.random() >= self._slow
             pause -= pause > 0
             if goes:
-                at, place = divmod(pairs, BYTE_PAIRS)
+                at, place = divmod(clocks * lines, 8)
                 byte = self.data[at] if at < len(self.data) else 0xFF
-                coming.append(byte >> 6 - PAIR_BITS * place & 3)
-                pairs += 1
-                self.sent += begins
+                coming.append((byte >> 8 - lines - place) & ((1 << lines) - 1))
+                clocks += 1
+                self.sent += begins * unit // 8
             else:
                 coming.append(None)
-            pair = coming.pop(0)
-            if pair is not None:
-                here = (here << PAIR_BITS | pair) & 0xFF
-            ports.stb.value, ports.data.value = int(pair is not None), here
+            bits = coming.pop(0)
+            if bits is not None:
+                here = (here << lines | bits) & ((1 << unit) - 1)
+            ports.stb.value, ports.data.value = int(bits is not None), here
 
     def stop(self) -> None:
         """Send no more."""
@@ -146,8 +154,9 @@ class _Flash:
 class _Point:
     """One store, its drivers, and somebody who takes the memory from it at random."""
 
-    def __init__(self, dut, name: str, geometry: Geometry, rng: random.Random) -> None:
-        self.dut, self.name, self.g, self.rng = dut, name, geometry, rng
+    def __init__(self, dut, name: str, geometry: Geometry, lines: int, rng: random.Random) -> None:
+        self.dut, self.name, self.g, self.lines, self.rng = dut, name, geometry, lines, rng
+        self.unit_bytes = UNIT_CLOCKS * lines // 8
         self.ports, self.edge = Ports(dut, name), RisingEdge(dut.clk)
         self.busy = 0.5
         self.other: tuple[int, list[int]] | None = None  # an address to read, and what was there
@@ -186,18 +195,19 @@ class _Point:
         return frame(words, self.g.stream_bits, room or depth, self.g.address_bits)
 
     async def quiet(self, flash: _Flash, fault: str) -> None:
-        """After a fault: the error stays, no byte is asked for."""
+        """After a fault: the error stays, nothing is asked for."""
         sent = flash.sent
         for _ in range(QUIET_CYCLES):
             await self.edge
             assert self.ports.error.value == 1, f"{self.name}, {fault}: error must stay"
-        assert flash.sent <= sent + 1, f"{self.name}, {fault}: no more bytes may be asked for"
+        more = flash.sent - sent
+        assert more <= self.unit_bytes, f"{self.name}, {fault}: nothing more may be asked for"
 
 
 def _points(dut) -> list[_Point]:
     given = bench.parameters()["points"]
     rng = random.Random(cocotb.RANDOM_SEED)
-    points = [_Point(dut, name, Geometry(**g), rng) for name, g in given.items()]
+    points = [_Point(dut, name, Geometry(**g), lines, rng) for name, (g, lines) in given.items()]
     for point in points:
         for name in ("stb", "o__ready", "other__valid"):
             getattr(point.ports, name).value = 0
@@ -266,7 +276,7 @@ async def streams_a_longer_image(dut):
 
 @cocotb.test()
 async def reads_ahead_while_nobody_asks(dut):
-    """As many words as the ring holds, at a byte in four cycles; then the flash is left alone."""
+    """As many words as the ring holds, at a unit in four cycles; then the flash is left alone."""
     bench.start_clocks(dut)
     for point in _points(dut):
         await bench.reset(dut)
@@ -275,13 +285,14 @@ async def reads_ahead_while_nobody_asks(dut):
         while not flash.passes:
             await point.edge
         pace = 0
-        while flash.sent < HEAD_BYTES + room * size - 1:
+        while flash.sent < HEAD_BYTES + room * size - point.unit_bytes:
             await point.edge
             pace += 1
-        assert pace <= BYTE_PAIRS * (HEAD_BYTES + room * size) + 20, f"{point.name}: {pace} cycles"
+        units = (HEAD_BYTES + room * size) // point.unit_bytes
+        assert pace <= UNIT_CLOCKS * units + 20, f"{point.name}: {pace} cycles"
         await ClockCycles(dut.clk, 100)
-        # Two more bytes wait to be written.
-        assert flash.sent - HEAD_BYTES - room * size == 2, f"{point.name}: {flash.sent}"
+        # Two more units wait to be written.
+        assert flash.sent == (units + 2) * point.unit_bytes, f"{point.name}: {flash.sent}"
         sink = StreamSink(dut, point.ports.name("o"))
         got = await with_timeout(sink.receive(70), 1, "ms")
         assert got == (words * 2)[:70], point.name

@@ -62,6 +62,11 @@ def test_pins(board, platform):
         if not board.pins[f"flash_{name}"].config_clock:
             assert resources[f"{flash}.{name}"][0] == [board.pins[f"flash_{name}"].location]
     assert resources[f"{flash}.cs"][0] == [board.pins["flash_cs_n"].location]
+    further = {name: f"flash_{name}" in board.pins for name in ("io2", "io3")}
+    assert set(further.values()) == {board.flash.lines == 4}
+    if board.flash.lines == 4:
+        lines = [board.pins[f"flash_{name}"].location for name in ("copi", "cipo", "io2", "io3")]
+        assert resources["spi_flash_4x.dq"][0] == lines
     if board is ULX3S_25F:
         for name, held in {"wp": "flash_wp_n", "hold": "flash_hold_n"}.items():
             assert resources[f"{flash}.{name}"][0] == [board.held_high[held].location]

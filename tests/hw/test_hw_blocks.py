@@ -44,11 +44,18 @@ def test_flash_wrong_clock_cycles(cycles):
         FlashReader(18e6, 0, cycles)
 
 
+@pytest.mark.parametrize("lines", [1, 3, 8])
+def test_flash_wrong_lines(lines):
+    with pytest.raises(ValueError, match=rf"^lines must be 2 or 4, not {lines}$"):
+        FlashReader(18e6, 0, 1, lines)
+
+
+@pytest.mark.parametrize(("lines", "commands"), [(2, 40), (4, 80)])
 @pytest.mark.parametrize("cycles", [1, 2])
 @pytest.mark.parametrize("clock_hz", [1e6, 16e6, 18e6, 33e6, 100e6])
-def test_flash_waits_long_enough(clock_hz, cycles):
-    """What lies between the end of the wake-up and the first bits: pause and command."""
-    clocks = FlashReader(clock_hz, 0, cycles).start_cycles / cycles - 16 - 40 - 3
+def test_flash_waits_long_enough(clock_hz, cycles, lines, commands):
+    """What lies between the end of the wake-up and the first bits: pause and commands."""
+    clocks = FlashReader(clock_hz, 0, cycles, lines).start_cycles / cycles - 16 - commands - 3
     assert clocks * cycles / clock_hz >= WAKE_SECONDS
 
 
@@ -68,6 +75,8 @@ def test_store_wrong_words():
         ValueError, match=r"^stream_bits must be a multiple of 8 up to the memory's 32, not 64$"
     ):
         ImageStore(geometry)
+    with pytest.raises(ValueError, match=r"^stream_bits must be a multiple of 16 up to the"):
+        ImageStore(replace(geometry, stream_bits=8), lines=4)
 
 
 def test_memory_wrong_primitive():
@@ -117,7 +126,10 @@ def test_engine_has_no_multiplier():
 
 
 def test_top_has_no_multiplier():
-    assert count_multipliers(Top(Geometry(), 24e6, 1_000_000, "spram", 1 << 20)) == 0
+    assert (
+        count_multipliers(Top(Geometry(), 24e6, 1_000_000, FlashReader(24e6, 1 << 20), "spram"))
+        == 0
+    )
 
 
 def test_a_multiplier_would_be_found():
