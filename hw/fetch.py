@@ -61,6 +61,7 @@ class WindowFetch(wiring.Component):
         word, row = Signal.like(r.words_less), Signal.like(r.kernel_h_less)
         column, line = Signal.like(r.columns_less), Signal.like(r.height_out_less)
         y = Signal.like(r.row_last)  # of the map, counted from the padding like the columns
+        column_outside = Signal()  # compared like the counters below
         outside, came_outside = Signal(), Signal()
         # Counters that stand at their last: compared before they get there, since the address and
         # all else waits for it.
@@ -74,12 +75,7 @@ class WindowFetch(wiring.Component):
             (line, last_line, r.height_out_less),
         )
         m.d.comb += [
-            outside.eq(
-                _before(y, r.pad_top)
-                | (y > r.row_last)
-                | _before(column, r.pad_left)
-                | (column > r.column_last)
-            ),
+            outside.eq(_before(y, r.pad_top) | (y > r.row_last) | column_outside),
             # Padding is not read, but whether it is padding is known later than the port's address.
             self.memory.valid.eq(self.busy & self.room),
             self.coming.eq(self.busy & self.room & (outside | self.memory.ready)),
@@ -110,11 +106,18 @@ class WindowFetch(wiring.Component):
                 m.d.comb += onward.eq(Mux(last, 0, counter + 1))
                 with m.If(turned):
                     m.d.sync += [counter.eq(onward), last.eq(onward == less)]
-                turned &= last
+                    if counter is column:
+                        beyond = _before(onward, r.pad_left) | (onward > r.column_last)
+                        m.d.sync += column_outside.eq(beyond)
+                # Kept, for synthesis would begin with `coming`, which is the last to be known.
+                turning = Signal(name=f"{counter.name}_turns", attrs={"keep": "true"})
+                m.d.comb += turning.eq(turned & last)
+                turned = turning
             with m.If(turned):
                 m.d.sync += self.busy.eq(0)
         with m.If(~self.busy):  # the counters stand at 0, and the record may be a new one
             m.d.sync += [last.eq(less == 0) for _, last, less in counters]
+            m.d.sync += column_outside.eq(r.pad_left.any())
         with m.If(self.layer_start):
             m.d.sync += self.memory.address.eq(r.in_first)
         with m.If(self.start):

@@ -39,7 +39,7 @@ class Top(wiring.Component):
     -------
     rx : In(1), tx : Out(1), the serial line
     flash_… : the flash's pins (`hw.flash.flash_pins`)
-    alive : Out(1), blinks about once a second
+    ready : Out(1), the Image has been read, and its CRC was right
     busy : Out(1), a request is being served or a picture computed
     error : Out(1), the last request failed, or there is no Image for this engine
 
@@ -58,7 +58,6 @@ class Top(wiring.Component):
         flash: FlashReader,
         primitive: str = "inferred",
     ) -> None:
-        self._clock_hz = clock_hz
         self._divisor = divisor_for(clock_hz, baud)
         self._flash = flash
         self._store = ImageStore(geometry, flash.lines)
@@ -70,7 +69,7 @@ class Top(wiring.Component):
             | {
                 "rx": In(1, init=1),
                 "tx": Out(1, init=1),
-                "alive": Out(1),
+                "ready": Out(1),
                 "busy": Out(1),
                 "error": Out(1),
             }
@@ -103,8 +102,6 @@ class Top(wiring.Component):
             store.data.eq(flash.data),
             flash.room.eq(store.room),
         ]
-        blink = Signal((int(self._clock_hz) - 1).bit_length())
-        m.d.sync += blink.eq(blink + 1)
         engine_error = engine.error | store.error
         m.d.comb += [
             receiver.rx.eq(self.rx),
@@ -113,7 +110,7 @@ class Top(wiring.Component):
             host.num_pixels.eq(engine.num_pixels),
             host.num_classes.eq(engine.num_classes),
             host.engine_error.eq(engine_error),
-            self.alive.eq(blink[-1]),
+            self.ready.eq(store.loaded),
             self.busy.eq(host.busy | engine.busy),
             self.error.eq(host.error | engine_error),
         ]

@@ -139,6 +139,7 @@ async def started(dut, given: dict) -> int:
     if store.error.value == 0:  # the engine reads the Image's beginning: then it may be asked
         known = First(ValueChange(engine.num_pixels), RisingEdge(engine.error))
         await with_timeout(known, patience, "ps")
+    assert component.ready.value == store.loaded.value, "`ready` says that the Image is loaded"
     return now()
 
 

@@ -7,7 +7,7 @@ module board (
     input  clk,
     input  rx,
     output tx,
-    output alive,
+    output ready,
     output busy,
     output error
 );
@@ -36,7 +36,7 @@ module board (
         .flash_io2(flash_io2),
         .flash_io3(flash_io3),
 `endif
-        .alive(alive),
+        .ready(ready),
         .busy(busy),
         .error(error)
     );

@@ -10,7 +10,7 @@ class Blink(wiring.Component):
 
     rx: In(1)
     tx: Out(1, init=1)
-    alive: Out(1)
+    ready: Out(1)
     busy: Out(1)
     error: Out(1)
 
@@ -18,7 +18,7 @@ class Blink(wiring.Component):
         m = Module()
         count = Signal(12)
         m.d.sync += [count.eq(count + 1), self.tx.eq(self.rx)]
-        m.d.comb += [self.alive.eq(count[-1]), self.busy.eq(count[-2]), self.error.eq(count[-3])]
+        m.d.comb += [self.ready.eq(count[-1]), self.busy.eq(count[-2]), self.error.eq(count[-3])]
         return m
 
 

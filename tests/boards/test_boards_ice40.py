@@ -72,7 +72,7 @@ def test_constraints():
         "set_io clk 35",
         "set_io -pullup yes rx 6",
         "set_io tx 9",
-        "set_io alive 41",
+        "set_io ready 41",
         "set_io busy 37",
         "set_io error 11",
         "set_frequency clk 12",

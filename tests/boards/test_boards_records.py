@@ -19,10 +19,10 @@ PLATFORMS = [
     (ULX3S_25F, ULX3S_25F_Platform),
 ]
 
-ROW = {"alive": ("led", 0), "busy": ("led", 1), "error": ("led", 2)}
+ROW = {"ready": ("led", 0), "busy": ("led", 1), "error": ("led", 2)}
 LEDS = {
     "icebreaker": {"error": ("led_r", 0), "busy": ("led_g", 0)},
-    "icesugar": {"error": ("led_r", 0), "busy": ("led_g", 0), "alive": ("led_b", 0)},
+    "icesugar": {"error": ("led_r", 0), "busy": ("led_g", 0), "ready": ("led_b", 0)},
     "hx8k": ROW,
     "ulx3s-25f": ROW,
 }
@@ -87,7 +87,7 @@ def test_record(board):
     pins = [board.clock_pin, *board.pins.values(), *board.held_high.values()]
     locations = [pin.location for pin in pins]
     assert len(set(locations)) == len(locations)
-    assert {"rx", "tx", "alive", "busy", "error"} <= set(board.pins)
+    assert {"rx", "tx", "ready", "busy", "error"} <= set(board.pins)
     for pin in board.pins.values():
         assert pin.led_driver == (LED_DRIVER_PINS.get(pin.location) if board.budget.spram else None)
         assert not pin.config_clock or board.family == "ecp5"
