@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from amaranth.hdl import Cat, Module, Mux, Signal, Value
+from amaranth.hdl import Cat, Const, Module, Mux, Signal, Value
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
@@ -68,16 +68,11 @@ class WindowFetch(wiring.Component):
         last_word, last_row, last_column, last_line = (
             Signal(name=f"last_{name}") for name in ("word", "row", "column", "line")
         )
-        lasts = (last_word, last_row, last_column, last_line)
-        # Whether the first 0 … 4 stand there. Kept, for synthesis would begin with `coming`, which
-        # is the last to be known.
-        turns = [Signal(name=f"turns{n}", attrs={"keep": "true"}) for n in range(len(lasts) + 1)]
-        m.d.comb += [turn.eq(Cat(lasts[:n]).all()) for n, turn in enumerate(turns)]
         counters = (
-            (word, last_word, r.words_less, turns[0]),
-            (row, last_row, r.kernel_h_less, turns[1]),
-            (column, last_column, r.columns_less, turns[2]),
-            (line, last_line, r.height_out_less, turns[3]),
+            (word, last_word, r.words_less),
+            (row, last_row, r.kernel_h_less),
+            (column, last_column, r.columns_less),
+            (line, last_line, r.height_out_less),
         )
         m.d.comb += [
             outside.eq(_before(y, r.pad_top) | (y > r.row_last) | column_outside),
@@ -105,7 +100,8 @@ class WindowFetch(wiring.Component):
                 self.memory.address.eq(self.memory.address + step),
                 y.eq(y + y_step),
             ]
-            for counter, last, less, turned in counters:
+            turned: Value = Const(1, 1)
+            for counter, last, less in counters:
                 onward = Signal.like(counter, name=f"next_{counter.name}")
                 m.d.comb += onward.eq(Mux(last, 0, counter + 1))
                 with m.If(turned):
@@ -113,10 +109,14 @@ class WindowFetch(wiring.Component):
                     if counter is column:
                         beyond = _before(onward, r.pad_left) | (onward > r.column_last)
                         m.d.sync += column_outside.eq(beyond)
-            with m.If(turns[-1]):
+                # Kept, for synthesis would begin with `coming`, which is the last to be known.
+                turning = Signal(name=f"{counter.name}_turns", attrs={"keep": "true"})
+                m.d.comb += turning.eq(turned & last)
+                turned = turning
+            with m.If(turned):
                 m.d.sync += self.busy.eq(0)
         with m.If(~self.busy):  # the counters stand at 0, and the record may be a new one
-            m.d.sync += [last.eq(less == 0) for _, last, less, _ in counters]
+            m.d.sync += [last.eq(less == 0) for _, last, less in counters]
             m.d.sync += column_outside.eq(r.pad_left.any())
         with m.If(self.layer_start):
             m.d.sync += self.memory.address.eq(r.in_first)

@@ -66,30 +66,20 @@ class TileCounter(wiring.Component):
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
-        r, o = self.record, self.o
-        # Downwards, so that the end is known a cycle ahead without a look at the record.
-        columns, rows = Signal.like(r.tiles_less), Signal.like(r.height_out_less)
+        column = Signal.like(self.record.tiles_less)
+        row = Signal.like(self.record.height_out_less)
+        m.d.comb += [
+            self.o.first_column.eq(column == 0),
+            self.o.row_end.eq(column == self.record.tiles_less),
+            self.o.first_row.eq(row == 0),
+            self.o.last_row.eq(row == self.record.height_out_less),
+        ]
         with m.If(self.step):
-            m.d.sync += [
-                columns.eq(Mux(o.row_end, r.tiles_less, columns - 1)),
-                o.row_end.eq(Mux(o.row_end, r.tiles_less == 0, columns == 1)),
-                o.first_column.eq(o.row_end),
-            ]
-            with m.If(o.row_end):
-                m.d.sync += [
-                    rows.eq(Mux(o.last_row, r.height_out_less, rows - 1)),
-                    o.last_row.eq(Mux(o.last_row, r.height_out_less == 0, rows == 1)),
-                    o.first_row.eq(o.last_row),
-                ]
+            m.d.sync += column.eq(Mux(self.o.row_end, 0, column + 1))
+            with m.If(self.o.row_end):
+                m.d.sync += row.eq(Mux(self.o.last_row, 0, row + 1))
         with m.If(self.restart):
-            m.d.sync += [
-                columns.eq(r.tiles_less),
-                rows.eq(r.height_out_less),
-                o.row_end.eq(r.tiles_less == 0),
-                o.last_row.eq(r.height_out_less == 0),
-                o.first_column.eq(1),
-                o.first_row.eq(1),
-            ]
+            m.d.sync += Cat(column, row).eq(0)
         return m
 
 
