@@ -125,7 +125,8 @@ def plan(
         divisor_for(real, rate)
     except ValueError as error:
         raise UsageError(f"board {board.name!r}: {error}", _rates(real)) from error
-    return Plan(board, geometry, wanted, real, rate, tuple(range(1, seeds + 1)))
+    tried = range(board.first_seed, board.first_seed + seeds)
+    return Plan(board, geometry, wanted, real, rate, tuple(tried))
 
 
 def _rates(clock_hz: float) -> str:

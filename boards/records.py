@@ -119,6 +119,8 @@ class Board:
         Default aim for the engine's clock.
     baud : int
         Default bit rate of the serial link; the clock must be a near multiple of it.
+    first_seed : int
+        Of placement, tried first: one that met the default clock with the default engine.
     geometry : Geometry
         Default of engines for this board.
     candidates : tuple of (int, int, int)
@@ -150,6 +152,7 @@ class Board:
     geometry: Geometry
     candidates: tuple[tuple[int, int, int], ...]
     pll_input: str = "pad"
+    first_seed: int = 1
     held_high: dict[str, Pin] = field(default_factory=dict)
 
     @property
@@ -204,11 +207,12 @@ ICEBREAKER = Board(
         "flash_io2": Pin("12"),
         "flash_io3": Pin("13"),
     },
-    clock_hz=30e6,
+    clock_hz=30.375e6,
     baud=2_000_000,
     flash=Flash(size=16 << 20, image_offset=1 << 20, lines=4),
     geometry=UP5K_GEOMETRY,
     candidates=UP5K_LANES,
+    first_seed=2,
     programmers=(ICEPROG, OPENFPGALOADER),
 )
 

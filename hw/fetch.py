@@ -109,7 +109,7 @@ class WindowFetch(wiring.Component):
                     if counter is column:
                         beyond = _before(onward, r.pad_left) | (onward > r.column_last)
                         m.d.sync += column_outside.eq(beyond)
-                # Kept, for synthesis would begin with `coming`, which is the last to be known.
+                # A net of its own for each, whatever synthesis would rather share.
                 turning = Signal(name=f"{counter.name}_turns", attrs={"keep": "true"})
                 m.d.comb += turning.eq(turned & last)
                 turned = turning
