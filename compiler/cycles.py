@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cache
 
 from compiler import arith
-from compiler.geometry import RESIDUAL_CYCLES, Geometry
+from compiler.geometry import Geometry
 
 POOL_CYCLES = 11
 """Cycles of a pooling layer before its first window and after its last."""
@@ -60,13 +60,13 @@ def _then_next(cycles: int, g: Geometry, flash: Flash | None) -> int:
     """Cycles in which no weights are read, and those until the next layer's record has been."""
     if flash is not None:
         flash.run(cycles)
-        cycles += sum(flash.take() for _ in range(g.words(g.record_fields)))
+        cycles += sum(flash.take() for _ in range(g.record_words))
     return cycles + next_layer_cycles(g)
 
 
 def next_layer_cycles(g: Geometry) -> int:
     """From a layer's end to the next one's start: its record is read, a word in two cycles."""
-    return 2 * g.words(g.record_fields) + 3
+    return 2 * g.record_words + 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,7 +189,7 @@ def _accesses(r: Record, g: Geometry) -> tuple[list[int], list[int], list[int]]:
         back = each - 1 - g.channel_cycles
         reads = [begin + first * each + (0 if r["divide_sum"] else back) for first in firsts]
         lasts = [first + g.residual_channels - 1 for first in firsts]
-        return reads, [begin + last * each + back + RESIDUAL_CYCLES for last in lasts], []
+        return reads, [begin + last * each + back + g.residual_cycles for last in lasts], []
     reads, writes, activations = ([begin + c for c in kind] for kind in g.accesses)
     return reads, writes, activations
 

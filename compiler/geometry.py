@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import zlib
 from dataclasses import dataclass, fields
+from functools import cache
+from itertools import zip_longest
 
 from compiler import arith
 
@@ -20,8 +22,8 @@ COUNT_BITS = 16
 STEPS_PER_CYCLE = 1
 """Comparisons of the restoring division that the requantiser does in one cycle."""
 
-RESIDUAL_CYCLES = 4
-"""From the cycle in which a value's place is known to that in which its residual is written."""
+VALUE_CYCLES = 4
+"""From the cycle in which a value's place is known to that in which it may be written."""
 
 UNIT_CLOCKS = 4
 """Clocks of a board's flash in which it sends what is stored at once: a byte on two lines, two on
@@ -33,8 +35,18 @@ GAINS = {0: 3, 1: 1, -1: 2}
 NO_CHANNEL = 0
 """In the place of a gain: the output lane lies beyond the layer's channels."""
 
+STRIDES = {
+    "fetch": ("in_first", "step_word", "step_row", "step_column", "step_line", "step_group"),
+    "residual": ("res_first", "res_plane", "res_back", "res_group"),
+}
+"""What each kind of pointer adds to its address, row by row of a table (`hw.pointer`). The first
+row is where it begins."""
+
 MAX_IMAGE_CHANNELS = 8
 """What the header can say."""
+
+PLACE_BITS = 8
+"""Of what an activation that waits has to be told apart by, about."""
 
 KERNEL_STEPS = 9
 """Memory words of the smallest window that matters: a 3x3 one."""
@@ -267,38 +279,19 @@ class Geometry:
         return max(self.pixel_lanes, -(-4 // self.residual_channels))
 
     @property
+    def residual_cycles(self) -> int:
+        """From the cycle in which a value's place is known to that in which it is written."""
+        return VALUE_CYCLES + _holds(self)[0]
+
+    @property
     def activation_cycles(self) -> int:
-        """From the cycle in which a value's place is known to that of its activation.
+        """From the cycle in which a value's place is known to that of its activation."""
+        return VALUE_CYCLES + self.division_cycles + _holds(self)[1]
 
-        What the division takes, and as many more as let tiles follow one another in their least
-        time, and in that of the smallest window, without two of their accesses meeting.
-        """
-        least = RESIDUAL_CYCLES + -(-self.activation_bits // STEPS_PER_CYCLE)
-        smallest = max(self.tile_cycles, KERNEL_STEPS * self.halves)
-        several = [least + held for held in range(4 + self.pixel_lanes)]
-        alone = [n for n in several if not self._meets(n, 0)]
-        apart = (self.tile_cycles, smallest)
-        return next((n for n in alone if not any(self._meets(n, a) for a in apart)), alone[0])
-
-    def _meets(self, activation: int, apart: int) -> bool:
-        """Whether accesses of a tile meet, or those of tiles ``apart`` cycles from one another."""
-        cycles = self._accesses(activation)
-        if not apart:
-            return len(set(cycles)) < len(cycles)
-        return any((a - b) % apart == 0 and a != b for a in cycles for b in cycles)
-
-    def _accesses(self, activation: int) -> list[int]:
-        return [cycle for kind in self._access_kinds(activation) for cycle in kind]
-
-    def _access_kinds(self, activation: int) -> tuple[list[int], list[int], list[int]]:
-        word = self.residual_channels * self.channel_cycles
-        filled = word - self.channel_cycles + self.pixel_lanes - 1 + RESIDUAL_CYCLES
-        last = (self.output_lanes - 1) * self.channel_cycles + activation
-        return (
-            [k * word for k in range(self.residual_words)],
-            [k * word + filled for k in range(self.residual_words)],
-            [last + p for p in range(self.pixel_lanes)],
-        )
+    @property
+    def division_cycles(self) -> int:
+        """Cycles that an activation's division takes."""
+        return -(-self.activation_bits // STEPS_PER_CYCLE)
 
     @property
     def accesses(self) -> tuple[list[int], list[int], list[int]]:
@@ -307,7 +300,7 @@ class Geometry:
         In cycles from that in which the place of its first value is known. No two are the same;
         `hw.requantise` starts no tile whose accesses would meet those of the one before.
         """
-        return self._access_kinds(self.activation_cycles)
+        return _accesses(self, *_holds(self))
 
     @property
     def tree_levels(self) -> int:
@@ -339,8 +332,9 @@ class Geometry:
 
     @property
     def digest(self) -> int:
-        """32 bits that tell one geometry from another; an Image carries its geometry's."""
+        """32 bits that tell one geometry, and its layouts, from another; an Image carries them."""
         text = ",".join(f"{f.name}={getattr(self, f.name)}" for f in fields(self))
+        text += repr((self.header_fields, self.param_fields, self.record_layouts))
         return zlib.crc32(text.encode())
 
     # -- layouts: (field, width), the first in the least significant bits --------------------------
@@ -378,8 +372,8 @@ class Geometry:
 
     @property
     def record_fields(self) -> tuple[tuple[str, int], ...]:
-        """One layer. Sizes named ..._less are less one."""
-        a, size = self.address_bits, self.map_bits
+        """One layer, but for its strides. Sizes named ..._less are less one."""
+        size = self.map_bits
         groups = self.channel_bits - (self.output_lanes - 1).bit_length()
         words = max(1, self.channel_bits - (self.word_channels - 1).bit_length())
         planes = self.channel_bits - (self.residual_channels - 1).bit_length()
@@ -410,10 +404,7 @@ class Geometry:
             ("row_last", size + 1),
             ("height_out_less", size),
             ("tiles_less", size),  # tiles a row
-            (
-                "tail_less",
-                max(1, (self.pixel_lanes - 1).bit_length()),
-            ),  # pixels of a row's last tile
+            ("tail_less", (self.pixel_lanes - 1).bit_length()),  # pixels of a row's last tile
             ("groups_less", max(groups, planes)),  # pooling: planes of residuals
             ("residual_groups", groups + 1),  # groups that read the residual stream
             ("weight_words", (self.weight_depth).bit_length()),  # steps of weights a group
@@ -426,18 +417,73 @@ class Geometry:
             ),  # from a window's last word to the next one's first
             ("step_pixel", self.window_bits if self.pixel_lanes > 1 else 0),  # to the next lane's
             ("rounding", 6),  # pooling: half of what the right shift drops
-            ("in_first", a),  # address of the first window word, the rest follows by steps:
-            ("step_word", a),  # to a pixel's next memory word
-            ("step_row", a),  # to the column's next row
-            ("step_column", a),  # to the next column
-            ("step_line", a),  # to the next row of tiles
-            ("step_group", a),  # to the next group
-            ("out_first", a),
-            ("res_first", a),
-            ("res_plane", a),  # from one memory word of a tile's residuals to the next
-            ("res_back", a),  # from a tile's last to the next tile's first
+            ("out_first", self.address_bits),  # of activations
         )
+
+    @property
+    def stride_words(self) -> int:
+        """Stream words of a row of `STRIDES`: a power of two, so that a counter tells the rows."""
+        least = -(-len(STRIDES) * self.address_bits // self.stream_bits)
+        return 1 << (least - 1).bit_length()
+
+    @property
+    def stride_rows(self) -> tuple[tuple[tuple[str, int], ...], ...]:
+        """Layouts of the rows of `STRIDES`, each with the strides of all pointers side by side.
+
+        Fetching: in_first is the address of the first window word, and so on to a pixel's next
+        memory word, to the column's next row, to the next column, row of tiles, group. Residuals:
+        res_first, then from one memory word of a tile's residuals to the next, from a tile's last
+        to the next tile's first, and to the next group's.
+        """
+        a = self.address_bits
+        rest = self.stride_words * self.stream_bits - len(STRIDES) * a
+        rows = zip_longest(*STRIDES.values(), fillvalue="spare")
+        return tuple((*((name, a) for name in row), ("spare", rest)) for row in rows)
+
+    @property
+    def record_layouts(self) -> tuple[tuple[tuple[str, int], ...], ...]:
+        """Of all that the Image says of one layer, in its order."""
+        return (*self.stride_rows, self.record_fields)
+
+    @property
+    def record_words(self) -> int:
+        """Stream words of all that."""
+        return len(self.stride_rows) * self.stride_words + self.words(self.record_fields)
 
     def words(self, layout: tuple[tuple[str, int], ...]) -> int:
         """Stream words that a layout takes."""
         return -(-sum(width for _, width in layout) // self.stream_bits)
+
+
+def _accesses(g: Geometry, residual: int, activation: int) -> tuple[list[int], list[int], list[int]]:
+    """`Geometry.accesses`, if residuals and activations are held for so many cycles."""
+    word = g.residual_channels * g.channel_cycles
+    filled = word - g.channel_cycles + g.pixel_lanes - 1 + VALUE_CYCLES + residual
+    last = (g.output_lanes - 1) * g.channel_cycles + VALUE_CYCLES + g.division_cycles + activation
+    return (
+        [k * word for k in range(g.residual_words)],
+        [k * word + filled for k in range(g.residual_words)],
+        [last + p for p in range(g.pixel_lanes)],
+    )
+
+
+@cache
+def _holds(g: Geometry) -> tuple[int, int]:
+    """How many cycles residuals and activations wait before they are written.
+
+    So many that no two accesses of a tile meet; that those of tiles do not which follow one another
+    in their least time, or in that of the smallest windows, of one memory word a pixel and of two;
+    and else as few flip-flops as can be.
+    """
+
+    def cost(holds: tuple[int, int]) -> tuple[int, int]:
+        reads, writes, activations = _accesses(g, *holds)
+        cycles = [*reads, *writes, *activations]
+        if len(set(cycles)) < len(cycles) or writes[-1] > activations[0]:
+            return len(apart) + 1, 0
+        clashes = sum(any((a - b) % n == 0 and a != b for a in cycles for b in cycles) for n in apart)
+        return clashes, holds[0] * g.residual_bits + holds[1] * (g.activation_bits + PLACE_BITS)
+
+    apart = {max(g.tile_cycles, words * KERNEL_STEPS * g.halves) for words in (0, 1, 2)}
+    choices = [(r, a) for r in range(4) for a in range(4 + g.pixel_lanes)]
+    return min(choices, key=cost)

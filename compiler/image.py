@@ -5,7 +5,7 @@ first field lowest (`Geometry.header_fields` …), every piece padded to whole w
 
     header
     parameters of the input, one `param_fields` a channel
-    for each layer:   record
+    for each layer:   the rows of its strides, and the rest of its record
       for each group:   parameters of its output lanes, then its steps of weights
 
 A pooling layer has no groups in the stream. A step of weights is input_lanes * output_lanes bits:
@@ -113,7 +113,9 @@ class Image:
             words += _encode(asdict(p), g.param_fields, g)
         yield "input", words
         for layer in self.layers:
-            words = _encode(layer.record, g.record_fields, g)
+            words = []
+            for layout in g.record_layouts:
+                words += _encode(layer.record, layout, g)
             steps = _weight_words(layer, g)
             for group, params in enumerate(layer.params):
                 for p in params:
@@ -366,7 +368,9 @@ class _Reader:
 
     def layer(self, name: str) -> ImageLayer:
         g = self.geometry
-        record = self.fields(g.record_fields)
+        record = {}
+        for layout in g.record_layouts:
+            record |= self.fields(layout)
         if record["pool"]:
             return ImageLayer(name, record, (), b"")
         params, signs = [], []

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
+from itertools import chain
 
 import numpy as np
 from numpy.typing import NDArray
@@ -207,7 +208,7 @@ def streamed(laid_out: Schedule, room: int, pace: FlashPace) -> Schedule:
         Of the flash.
     """
     g, program = laid_out.geometry, laid_out.program
-    record = g.words(g.record_fields)
+    record = g.record_words
     words = -record  # the first record has been read when the first layer starts
     for layer in laid_out.layers:
         steps = len(layer.params) * layer.record["weight_words"]
@@ -323,7 +324,9 @@ def _wider(geometry: Geometry, field: str) -> dict[str, int] | None:
     g = geometry
     larger = {"map_bits": g.map_bits + 1, "channel_bits": g.channel_bits + 1}
     larger |= {"window_depth": 2 * g.window_depth, "weight_depth": 2 * g.weight_depth}
-    width = dict(g.record_fields)[field]
+    width = dict(g.record_fields).get(field)
+    if width is None:
+        return None
     for name, value in larger.items():
         if dict(replace(g, **{name: value}).record_fields)[field] > width:  # type: ignore[arg-type]
             return {name: value}
@@ -523,7 +526,7 @@ class _Builder:
                 record = self._start(f, f.op)
             case Quantise():
                 record = self._quantise(f, f.op)
-        for name, width in self.geometry.record_fields:
+        for name, width in chain(*self.geometry.record_layouts):
             if not 0 <= record[name] < 1 << width:
                 raise CapacityError(
                     f"{f.name}: {name} must fit {width} bits, not {record[name]:,}",
@@ -546,7 +549,7 @@ class _Builder:
         )
 
     def _blank(self) -> dict[str, int]:
-        return {name: 0 for name, _ in self.geometry.record_fields}
+        return {name: 0 for name, _ in chain(*self.geometry.record_layouts)}
 
     def _pool(self, f: Fused, op: Pool) -> dict[str, int]:
         g = self.geometry
@@ -579,6 +582,7 @@ class _Builder:
                 "res_first": self.regions[op.output].first,
                 "res_plane": out.height * _tiles(out.width, g),
                 "res_back": 1,
+                "res_group": 1,
             }
             | self._walk(
                 first=self.regions[op.source].first,
@@ -886,6 +890,7 @@ class _Builder:
             "res_first": self.regions[stream].first,
             "res_plane": plane,
             "res_back": (1 - (g.residual_words - 1) * plane) & ((1 << g.address_bits) - 1),
+            "res_group": 1,  # a group's last word is the last of its plane
         }
 
     def _quotient_zero(self, f: Fused) -> int:

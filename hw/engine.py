@@ -73,11 +73,11 @@ class Engine(wiring.Component):
         m = Module()
         g = self._geometry
         m.submodules.loader = loader = Loader(g)
-        m.submodules.fetch = fetch = WindowFetch(g)
+        m.submodules.fetch = fetch = WindowFetch(g, self._primitive)
         m.submodules.window = window = WindowBuffer(g)
         m.submodules.lanes = lanes = Lanes(g, self._primitive)
         m.submodules.pool = pool = Pool(g)
-        m.submodules.requantiser = requantiser = Requantiser(g)
+        m.submodules.requantiser = requantiser = Requantiser(g, self._primitive)
         m.submodules.tiles = tiles = TileCounter(g)
         m.submodules.writer = writer = InputWriter(g)
         m.submodules.divider = divider = SerialDivider(
@@ -103,6 +103,8 @@ class Engine(wiring.Component):
         record = loader.record
         for block in (fetch, window, pool, requantiser, tiles):
             m.d.comb += block.record.eq(record)
+        for block in (fetch, requantiser):
+            m.d.comb += block.strides.eq(loader.strides)
         m.d.comb += [
             tiles.restart.eq(self.layer_start),
             requantiser.tile.eq(tiles.o),

@@ -6,8 +6,12 @@ from amaranth.hdl import Cat, Const, Module, Mux, Signal, Value
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
-from compiler.geometry import Geometry
-from hw.layout import memory_read, struct
+from compiler.geometry import STRIDES, Geometry
+from hw.layout import memory_read, stride_put, struct
+from hw.pointer import Pointer
+
+BEHIND = {n: STRIDES["fetch"].index(f"step_{n}") for n in ("word", "row", "column", "line", "group")}
+"""Row of the stride behind a memory word; behind the last of a column's row, of a column, …"""
 
 
 def _before(place: Signal, pad: Value) -> Value:
@@ -23,16 +27,17 @@ class WindowFetch(wiring.Component):
     begin a few columns further on. Pooling walks over memory words of residuals in the same way,
     and each group is the next plane of them. A word outside the map is not read: it is the padding.
 
-    The address moves by one step of the record a word: the compiler has multiplied all there is to
-    multiply.
+    The address moves by one stride a word (`hw.pointer`): the compiler has multiplied all there is
+    to multiply. Strides are looked up ahead, so the counters are one word ahead of the address.
 
     Throughput: one word a cycle while the memory is granted and there is room.
 
     Members
     -------
-    record : In, constant while busy
+    record : In, constant while busy; strides : In(`stride_put`)
     layer_start : In(1), strobe, before the first group of a layer
-    start : In(1), strobe, walks one group; only while not busy
+    start : In(1), strobe, walks one group; only while not busy, and from the cycle after
+        `layer_start` on
     busy : Out(1)
     memory : Out(memory_read)
     room : In(1), one more word may come
@@ -40,11 +45,13 @@ class WindowFetch(wiring.Component):
     data : Out, that word
     """
 
-    def __init__(self, geometry: Geometry) -> None:
+    def __init__(self, geometry: Geometry, primitive: str = "inferred") -> None:
         self._geometry = geometry
+        self._primitive = primitive
         super().__init__(
             {
                 "record": In(struct(geometry.record_fields)),
+                "strides": In(stride_put(geometry)),
                 "layer_start": In(1),
                 "start": In(1),
                 "busy": Out(1),
@@ -58,13 +65,40 @@ class WindowFetch(wiring.Component):
     def elaborate(self, platform: object) -> Module:
         m = Module()
         g, r = self._geometry, self.record
+        m.submodules.pointer = pointer = Pointer(g, "fetch", self._primitive)
+        outside, came_outside, ends_group = Signal(), Signal(), Signal()  # of the word at the port
+        advance = Signal()
+        m.d.comb += [
+            pointer.strides.eq(self.strides),
+            pointer.restart.eq(self.layer_start),
+            pointer.step.eq(self.coming),
+            pointer.look.eq(advance),
+            self.memory.address.eq(pointer.address),
+            # Padding is not read, but whether it is padding is known later than the port's address.
+            self.memory.valid.eq(self.busy & self.room),
+            self.coming.eq(self.busy & self.room & (outside | self.memory.ready)),
+            advance.eq(self.coming | pointer.begins),
+        ]
+        pad = Cat(r.pad for _ in range(g.word_channels)) & (~r.pool).replicate(g.word_bits)
+        m.d.sync += came_outside.eq(outside)
+        m.d.comb += self.data.eq(Mux(came_outside, pad, self.memory.data))
+        self._count(m, advance, pointer.row, outside, ends_group)
+        with m.If(self.coming & ends_group):
+            m.d.sync += self.busy.eq(0)
+        with m.If(self.start):
+            m.d.sync += self.busy.eq(1)
+        return m
+
+    def _count(
+        self, m: Module, advance: Signal, stride: Signal, outside: Signal, ends_group: Signal
+    ) -> None:
+        """Where the word is that follows the one at the port; what is known of it goes with it."""
+        r = self.record
         word, row = Signal.like(r.words_less), Signal.like(r.kernel_h_less)
         column, line = Signal.like(r.columns_less), Signal.like(r.height_out_less)
         y = Signal.like(r.row_last)  # of the map, counted from the padding like the columns
-        column_outside = Signal()  # compared like the counters below
-        outside, came_outside = Signal(), Signal()
-        # Counters that stand at their last: compared before they get there, since the address and
-        # all else waits for it.
+        column_outside = Signal()
+        # Counters that stand at their last, and with them: compared before they get there.
         last_word, last_row, last_column, last_line = (
             Signal(name=f"last_{name}") for name in ("word", "row", "column", "line")
         )
@@ -74,30 +108,21 @@ class WindowFetch(wiring.Component):
             (column, last_column, r.columns_less),
             (line, last_line, r.height_out_less),
         )
-        m.d.comb += [
-            outside.eq(_before(y, r.pad_top) | (y > r.row_last) | column_outside),
-            # Padding is not read, but whether it is padding is known later than the port's address.
-            self.memory.valid.eq(self.busy & self.room),
-            self.coming.eq(self.busy & self.room & (outside | self.memory.ready)),
-        ]
-        pad = Cat(r.pad for _ in range(g.word_channels)) & (~r.pool).replicate(g.word_bits)
-        m.d.sync += came_outside.eq(outside)
-        m.d.comb += self.data.eq(Mux(came_outside, pad, self.memory.data))
-
-        step, y_step = Signal(g.address_bits), Signal(len(y))
+        y_step = Signal(len(y))
         with m.If(~last_word):
-            m.d.comb += step.eq(r.step_word)
+            m.d.comb += stride.eq(BEHIND["word"])
         with m.Elif(~last_row):
-            m.d.comb += [step.eq(r.step_row), y_step.eq(1)]
+            m.d.comb += [stride.eq(BEHIND["row"]), y_step.eq(1)]
         with m.Elif(~last_column):
-            m.d.comb += [step.eq(r.step_column), y_step.eq(-r.kernel_h_less)]
+            m.d.comb += [stride.eq(BEHIND["column"]), y_step.eq(-r.kernel_h_less)]
         with m.Elif(~last_line):
-            m.d.comb += [step.eq(r.step_line), y_step.eq(1 + r.stride2 - r.kernel_h_less)]
+            m.d.comb += stride.eq(BEHIND["line"])
+            m.d.comb += y_step.eq(1 + r.stride2 - r.kernel_h_less)
         with m.Else():
-            m.d.comb += step.eq(r.step_group)
-        with m.If(self.coming):
+            m.d.comb += stride.eq(BEHIND["group"])
+        with m.If(advance):
             m.d.sync += [
-                self.memory.address.eq(self.memory.address + step),
+                outside.eq(_before(y, r.pad_top) | (y > r.row_last) | column_outside),
                 y.eq(y + y_step),
             ]
             turned: Value = Const(1, 1)
@@ -109,17 +134,11 @@ class WindowFetch(wiring.Component):
                     if counter is column:
                         beyond = _before(onward, r.pad_left) | (onward > r.column_last)
                         m.d.sync += column_outside.eq(beyond)
-                # A net of its own for each, whatever synthesis would rather share.
-                turning = Signal(name=f"{counter.name}_turns", attrs={"keep": "true"})
-                m.d.comb += turning.eq(turned & last)
-                turned = turning
+                turned = turned & last
+            m.d.sync += ends_group.eq(turned)
             with m.If(turned):
-                m.d.sync += self.busy.eq(0)
-        with m.If(~self.busy):  # the counters stand at 0, and the record may be a new one
+                m.d.sync += y.eq(0)
+        with m.If(self.layer_start):
+            m.d.sync += [Cat(y, *(counter for counter, _, _ in counters)).eq(0)]
             m.d.sync += [last.eq(less == 0) for _, last, less in counters]
             m.d.sync += column_outside.eq(r.pad_left.any())
-        with m.If(self.layer_start):
-            m.d.sync += self.memory.address.eq(r.in_first)
-        with m.If(self.start):
-            m.d.sync += [self.busy.eq(1), y.eq(0)]
-        return m

@@ -18,6 +18,23 @@ def struct(fields: tuple[tuple[str, int], ...]) -> data.StructLayout:
     )
 
 
+def stride_put(geometry: Geometry) -> data.StructLayout:
+    """A word of the stream on its way into the tables of strides (`hw.pointer`).
+
+    parts : a bit for each word of a row: this is it
+    row : of `Geometry.stride_rows`
+    word : of the stream
+    """
+    rows = len(geometry.stride_rows)
+    return data.StructLayout(
+        {
+            "parts": geometry.stride_words,
+            "row": range(1 << (rows - 1).bit_length()),
+            "word": geometry.stream_bits,
+        }
+    )
+
+
 def memory_read(geometry: Geometry) -> wiring.Signature:
     """A reader's side of the activation memory: data come in the cycle after ``valid & ready``."""
     return wiring.Signature(

@@ -7,7 +7,7 @@ from amaranth.lib import data, memory, stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from compiler.geometry import MAGIC, Geometry
-from hw.layout import struct
+from hw.layout import stride_put, struct
 from hw.pump import lane_domain, second_half
 
 COMPARED_BITS = 16
@@ -41,7 +41,8 @@ class Loader(wiring.Component):
     input_ready : Out(1), header and the input's parameters are loaded
     input_done : In(1), strobe, frees those parameters
     next_layer : In(1), strobe, the next record is wanted
-    record : Out; record_ready : Out(1), strobe, it is complete
+    record : Out; record_ready : Out(1), strobe, it is complete, and so are the strides
+    strides : Out(`stride_put`), words of a layer's strides as they come
     group_loaded : Out(1), strobe, one more group has all it needs
     group_done : In(1), strobe, frees the oldest group
     image_done : In(1), strobe, the picture is done: the Image may begin again
@@ -62,6 +63,7 @@ class Loader(wiring.Component):
                 "input_done": In(1),
                 "next_layer": In(1),
                 "record": Out(struct(g.record_fields)),
+                "strides": Out(stride_put(g)),
                 "record_ready": Out(1),
                 "group_loaded": Out(1),
                 "group_done": In(1),
@@ -79,12 +81,13 @@ class Loader(wiring.Component):
     def elaborate(self, platform: object) -> Module:
         m = Module()
         g = self._geometry
-        header_words, record_words = g.words(g.header_fields), g.words(g.record_fields)
+        header_words, record_words = g.words(g.header_fields), g.record_words
+        stride_words = record_words - g.words(g.record_fields)
         # The first words only say what the rest is; they are checked and not kept.
         known = MAGIC | g.digest << 32
         expected = [known >> at & (1 << g.stream_bits) - 1 for at in range(0, 64, g.stream_bits)]
         header = Signal((header_words - len(expected)) * g.stream_bits)
-        record = Signal(record_words * g.stream_bits)
+        record = Signal((record_words - stride_words) * g.stream_bits)
         m.d.comb += [
             self.header.as_value().eq(
                 Cat(Const(0, len(expected) * g.stream_bits), header)[: len(self.header.as_value())]
@@ -95,6 +98,14 @@ class Loader(wiring.Component):
         differs = Signal(len(_differences(word, 0)))
         count = Signal(range(max(header_words, record_words)))
         m.d.comb += self.known.eq(1)
+        part_bits = (g.stride_words - 1).bit_length()
+        part_of_row, row = count[:part_bits], count[part_bits:]
+        of_strides = Signal()
+        m.d.comb += [
+            of_strides.eq(row < 1 << len(self.strides.row)),
+            self.strides.row.eq(row),
+            self.strides.word.eq(word),
+        ]
         put_param, room_param, of_input = self._params(m)
         put_weight, room_weight = self._weights(m)
         left = Signal(range(max(g.output_lanes, 16) * g.param_words + 1))
@@ -138,7 +149,8 @@ class Loader(wiring.Component):
                 m.d.comb += self.i.ready.eq(1)
                 with m.If(taken):
                     m.d.sync += count.eq(count + 1)
-                    self._keep(m, record, count, word)
+                    self._keep(m, record, count, word, stride_words)
+                    m.d.comb += self.strides.parts.eq(of_strides << part_of_row)
                     with m.If(count == record_words - 1):
                         m.d.sync += count.eq(0)
                         m.next = "recorded"

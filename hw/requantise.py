@@ -7,8 +7,9 @@ from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
 from compiler import arith
-from compiler.geometry import NO_CHANNEL, POOL_SHIFT, RESIDUAL_CYCLES, STEPS_PER_CYCLE, Geometry
-from hw.layout import memory_read, memory_write, struct
+from compiler.geometry import NO_CHANNEL, POOL_SHIFT, STEPS_PER_CYCLE, VALUE_CYCLES, Geometry
+from hw.layout import memory_read, memory_write, stride_put, struct
+from hw.pointer import Pointer
 
 STAIRS_CYCLES = 2
 """From the address of a channel's bias to that of its staircase: the bias and the residual."""
@@ -66,58 +67,30 @@ class TileCounter(wiring.Component):
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
-        column = Signal.like(self.record.tiles_less)
-        row = Signal.like(self.record.height_out_less)
-        m.d.comb += [
-            self.o.first_column.eq(column == 0),
-            self.o.row_end.eq(column == self.record.tiles_less),
-            self.o.first_row.eq(row == 0),
-            self.o.last_row.eq(row == self.record.height_out_less),
-        ]
+        r, o = self.record, self.o
+        # Downwards, so that the end is known a cycle ahead without a look at the record.
+        columns, rows = Signal.like(r.tiles_less), Signal.like(r.height_out_less)
         with m.If(self.step):
-            m.d.sync += column.eq(Mux(self.o.row_end, 0, column + 1))
-            with m.If(self.o.row_end):
-                m.d.sync += row.eq(Mux(self.o.last_row, 0, row + 1))
+            m.d.sync += [
+                columns.eq(Mux(o.row_end, r.tiles_less, columns - 1)),
+                o.row_end.eq(Mux(o.row_end, r.tiles_less == 0, columns == 1)),
+                o.first_column.eq(o.row_end),
+            ]
+            with m.If(o.row_end):
+                m.d.sync += [
+                    rows.eq(Mux(o.last_row, r.height_out_less, rows - 1)),
+                    o.last_row.eq(Mux(o.last_row, r.height_out_less == 0, rows == 1)),
+                    o.first_row.eq(o.last_row),
+                ]
         with m.If(self.restart):
-            m.d.sync += Cat(column, row).eq(0)
-        return m
-
-
-class ResidualPointer(wiring.Component):
-    """Address of the next memory word of residuals, in the order tiles take them.
-
-    A tile's words lie ``res_plane`` apart; tiles, and then groups, follow one another.
-
-    Members
-    -------
-    record : In
-    layer_start : In(1), strobe
-    step : In(1), the word has been used
-    word_last, tile_last : In(1), it was the tile's last one / in the group's last tile
-    address : Out
-    """
-
-    def __init__(self, geometry: Geometry) -> None:
-        super().__init__(
-            {
-                "record": In(struct(geometry.record_fields)),
-                "layer_start": In(1),
-                "step": In(1),
-                "word_last": In(1),
-                "tile_last": In(1),
-                "address": Out(geometry.address_bits),
-            }
-        )
-
-    def elaborate(self, platform: object) -> Module:
-        m = Module()
-        r = self.record
-        # A group's last word is the last of its plane, and the next plane follows.
-        step = Mux(self.word_last, Mux(self.tile_last, 1, r.res_back), r.res_plane)
-        with m.If(self.layer_start):
-            m.d.sync += self.address.eq(r.res_first)
-        with m.Elif(self.step):
-            m.d.sync += self.address.eq(self.address + step)
+            m.d.sync += [
+                columns.eq(r.tiles_less),
+                rows.eq(r.height_out_less),
+                o.row_end.eq(r.tiles_less == 0),
+                o.last_row.eq(r.height_out_less == 0),
+                o.first_column.eq(1),
+                o.first_row.eq(1),
+            ]
         return m
 
 
@@ -137,7 +110,7 @@ class Requantiser(wiring.Component):
 
     Members
     -------
-    record : In
+    record : In; strides : In(`stride_put`), of the residual stream (`hw.pointer`)
     input_mode : In(1); channels : In(3), of the image, less one
     layer_start : In(1), strobe
     start : In(1), a tile's last step is issued (see `hw.window.WindowBuffer`)
@@ -155,8 +128,9 @@ class Requantiser(wiring.Component):
     group_done : Out(1), strobe: the group's last value is through
     """
 
-    def __init__(self, geometry: Geometry) -> None:
+    def __init__(self, geometry: Geometry, primitive: str = "inferred") -> None:
         self._geometry = g = geometry
+        self._primitive = primitive
         self._lead = g.lane_cycles - 2  # a sum is addressed two cycles after its tile has begun
         self.value_bits = max(g.accumulator_bits, g.bias_bits, pooled_bits(g)) + 1
         self.x_bits = max(g.accumulator_bits, g.residual_bits)
@@ -165,6 +139,7 @@ class Requantiser(wiring.Component):
         super().__init__(
             {
                 "record": In(struct(g.record_fields)),
+                "strides": In(stride_put(g)),
                 "input_mode": In(1),
                 "channels": In(3),
                 "layer_start": In(1),
@@ -203,12 +178,11 @@ class Requantiser(wiring.Component):
         self._divides = self.record.divide if g.addend_division else Const(0, 1)
         begin = self._pace(m)
         first = self._sequence(m, begin)
-        early = self._delay(m, first, 1, "early")
-        middle = self._delay(m, early, 1, "middle")
+        middle = self._delay(m, first, 2, "middle")
         place = self._delay(m, middle, 1, "place")
         param = self._stairs(m)
         moved = self._move(m, middle)
-        x, at_x = self._add(m, first, early, moved, place)
+        x, at_x = self._add(m, first, moved, place)
         q, at_q, useful = self._divide(m, x, at_x, param)
         self._write_residuals(m, x, at_x, param)
         self._write_activations(m, q, at_q, useful)
@@ -312,7 +286,7 @@ class Requantiser(wiring.Component):
                 )
             ),
             place.pixel.eq(slot),
-            place.fits.eq(~self.tile.row_end | (slot <= r.tail_less)),
+            place.fits.eq(~self.tile.row_end | (slot <= r.tail_less) if lanes > 1 else 1),
             place.word_first.eq((in_word == 0) & (slot == 0)),
             place.word_end.eq((in_word == g.residual_channels - 1) & (slot == lanes - 1)),
             place.word_last.eq(channel >= g.output_lanes - g.residual_channels),
@@ -355,9 +329,9 @@ class Requantiser(wiring.Component):
         return moved
 
     def _add(
-        self, m: Module, first: data.View, early: data.View, moved: Signal, place: data.View
+        self, m: Module, first: data.View, moved: Signal, place: data.View
     ) -> tuple:
-        """Residual addition, saturating. ``early`` is the place two cycles before, ``first`` three.
+        """Residual addition, saturating. ``first`` is the place three cycles before.
 
         The memory is asked for from a register.
         """
@@ -373,7 +347,7 @@ class Requantiser(wiring.Component):
             m.d.sync += group.eq(group + 1)
         reading = Signal()
         m.d.sync += reading.eq(group < r.residual_groups)
-        m.submodules.read_pointer = pointer = ResidualPointer(g)
+        m.submodules.read_pointer = pointer = self._pointer(m, first)
         event, loading, loads_zero = Signal(), Signal(), Signal()
         added = Const(1, 1)  # what is read is added now: a value that is divided comes here twice
         wanted = first.valid
@@ -381,11 +355,7 @@ class Requantiser(wiring.Component):
             added = ~at.divide ^ (r.divide & r.divide_sum)
             wanted = Mux(r.divide & r.divide_sum, first.divide, first.valid)
         m.d.comb += [
-            pointer.record.eq(r),
-            pointer.layer_start.eq(self.layer_start),
             pointer.step.eq(event),
-            pointer.word_last.eq(early.word_last),
-            pointer.tile_last.eq(early.tile_last),
             self.residual_read.address.eq(pointer.address),
         ]
         coming = wanted & first.word_first & r.residual
@@ -461,7 +431,7 @@ class Requantiser(wiring.Component):
                 following = Signal(at.shape(), name=f"place{j}")
                 m.d.sync += following.eq(place)
                 before, place = place, following
-        for i in range(g.activation_cycles - RESIDUAL_CYCLES - -(-b // STEPS_PER_CYCLE)):
+        for i in range(g.activation_cycles - g.division_cycles - VALUE_CYCLES):
             later, following = Signal.like(q, name=f"q_held{i}"), Signal(at.shape())
             following.as_value().name = f"place_held{i}"
             m.d.sync += [later.eq(q), following.eq(place)]
@@ -475,28 +445,39 @@ class Requantiser(wiring.Component):
     def _write_residuals(self, m: Module, x: Signal, at: data.View, param: data.View) -> None:
         g, r = self._geometry, self.record
         port, width = self.residual_write, g.residual_bits
-        m.submodules.write_pointer = pointer = ResidualPointer(g)
-        packed = Signal(g.residual_lanes * width)
-        full, word_last, tile_last = Signal(), Signal(), Signal()
-        kept = Mux(at.fits & ((param.gain != NO_CHANNEL) | r.pool), x[:width], 0)
+        packed, full = Signal(g.residual_lanes * width), Signal()
+        kept = Signal(width)
+        m.d.comb += kept.eq(Mux(at.fits & ((param.gain != NO_CHANNEL) | r.pool), x[:width], 0))
+        for i in range(g.residual_cycles - VALUE_CYCLES):
+            later = Signal.like(kept, name=f"kept_held{i}", reset_less=True)
+            m.d.sync += later.eq(kept)
+            kept, at = later, self._delay(m, at, 1, f"written{i}")
+        m.submodules.write_pointer = pointer = self._pointer(m, at)
         with m.If(at.valid):
             m.d.sync += packed.eq(Cat(packed[width:], kept))
-        m.d.sync += [
-            full.eq(at.valid & at.word_end & r.residual & ~self.input_mode),
-            word_last.eq(at.word_last),
-            tile_last.eq(at.tile_last),
-        ]
+        m.d.sync += full.eq(at.valid & at.word_end & r.residual & ~self.input_mode)
         m.d.comb += [
             port.valid.eq(full),
             port.address.eq(pointer.address),
             port.data.eq(packed),
             port.mask.eq(-1),
-            pointer.record.eq(r),
-            pointer.layer_start.eq(self.layer_start),
             pointer.step.eq(full),
-            pointer.word_last.eq(word_last),
-            pointer.tile_last.eq(tile_last),
         ]
+
+    def _pointer(self, m: Module, place: data.View) -> Pointer:
+        """Address of memory words of residuals, in the order in which tiles take them.
+
+        The stride behind a word is looked up in the cycle of ``place``, its value's.
+        """
+        pointer = Pointer(self._geometry, "residual", self._primitive)
+        behind = Cat(~place.word_last | place.tile_last, place.word_last)
+        m.d.comb += [
+            pointer.strides.eq(self.strides),
+            pointer.restart.eq(self.layer_start),
+            pointer.row.eq(behind),
+            pointer.look.eq(1),
+        ]
+        return pointer
 
     def _write_activations(self, m: Module, q: Signal, at: data.View, useful: Signal) -> None:
         """Collects a pixel's activations; with the last output lane they go into their word."""
@@ -518,7 +499,7 @@ class Requantiser(wiring.Component):
                 m.d.comb += port.data.eq(Cat(packed[p], q).replicate(chunks))
                 with m.If(useful):
                     m.d.sync += packed[p].eq(Cat(packed[p], q)[b:])
-        m.d.comb += beyond.eq(tile + Mux(at.row_end, r.tail_less + 1, lanes))
+        m.d.comb += beyond.eq(tile + (Mux(at.row_end, r.tail_less + 1, lanes) if lanes > 1 else 1))
         with m.If(useful & at.tile_end & (at.pixel == lanes - 1)):
             m.d.sync += tile.eq(beyond)
             with m.If(at.tile_last):  # the next group's part of the same words, or the next plane

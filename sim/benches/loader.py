@@ -13,10 +13,11 @@ from compiler import arith
 from compiler.geometry import Geometry
 from compiler.image import Image
 from compiler.schedule import Layer, Param, Schedule, schedule
+from hw.layout import stride_put
 from hw.loader import Loader
 from sim import bench
 from sim.benches.networks import random_program
-from sim.benches.points import SMALL, Points, Ports, fields, join
+from sim.benches.points import SMALL, Points, Ports, fields, join, stride_puts
 from sim.drivers import STALLS, StreamSource
 
 POINTS = {"plain": Geometry(weight_depth=32), "small": SMALL}
@@ -58,6 +59,7 @@ class _Engine:
             rng,
         )
         self.bank = self.ring = self.groups = self.records = 0
+        self.puts: list[int] = []
         cocotb.start_soon(self._count())
 
     async def _count(self) -> None:
@@ -65,6 +67,9 @@ class _Engine:
             await self.edge
             self.groups += int(self.ports.group_loaded.value)
             self.records += int(self.ports.record_ready.value)
+            put = int(self.ports.strides.value)
+            if put & (1 << self.g.stride_words) - 1:
+                self.puts.append(put)
 
     async def pause(self) -> None:
         """Nothing, for some cycles."""
@@ -136,12 +141,16 @@ class _Engine:
         """A record, then its groups."""
         g, ports = self.g, self.ports
         await self.pause()
-        seen = self.records
+        seen, self.puts = self.records, []
         await self.strobe("next_layer")
         while self.records == seen:
             await self.edge
         record = fields(g.record_fields, layer.record)
         assert int(ports.record.value) == record, layer.name
+        puts = list(stride_puts(g, layer.record))
+        assert self.puts[: len(puts)] == puts, f"{layer.name}: strides"
+        beyond = [stride_put(g).from_bits(put).row for put in self.puts[len(puts) :]]
+        assert all(row >= len(g.stride_rows) for row in beyond), f"{layer.name}: strides {beyond}"
         steps = [] if layer.record["pool"] else weight_steps(layer, g)
         taken = self.groups - int(ports.group_loaded.value)
         for n, group in enumerate(steps):

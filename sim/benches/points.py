@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ from amaranth.lib import wiring
 from amaranth.lib.wiring import Out, connect, flipped
 
 from compiler.geometry import Geometry
-from hw.layout import struct
+from hw.layout import stride_put, struct
 
 SMALL = Geometry(
     input_lanes=4,
@@ -94,6 +94,15 @@ class Ports:
 def fields(layout: Sequence[tuple[str, int]], values: Mapping[str, int]) -> int:
     """A record of `compiler.geometry` as one integer, as the hardware's structure has it."""
     return int(struct(tuple(layout)).const({name: values[name] for name, _ in layout}).as_bits())
+
+
+def stride_puts(geometry: Geometry, record: Mapping[str, int]) -> Iterator[int]:
+    """What `hw.layout.stride_put` says, word by word, while a layer's strides are loaded."""
+    g, put = geometry, stride_put(geometry)
+    for row, layout in enumerate(g.stride_rows):
+        for part, word in enumerate(split(fields(layout, record), g.stream_bits, g.stride_words)):
+            values = {"parts": 1 << part, "row": row, "word": int(word)}
+            yield int(put.const(values).as_bits())
 
 
 def join(values: Iterable[int], width: int) -> int:

@@ -22,7 +22,18 @@ from hw.requantise import Requantiser, TileCounter
 from sim import bench
 from sim.benches.loader import param_words
 from sim.benches.networks import PADDINGS, random_program
-from sim.benches.points import EIGHT, PAIR, SMALL, WIDE, Points, Ports, fields, join, split
+from sim.benches.points import (
+    EIGHT,
+    PAIR,
+    SMALL,
+    WIDE,
+    Points,
+    Ports,
+    fields,
+    join,
+    split,
+    stride_puts,
+)
 from sim.benches.window import pool_addresses
 
 POINTS = {"plain": Geometry(memory_depth=4096), "pair": PAIR}
@@ -45,6 +56,7 @@ GRID = POINTS | {
 
 PASSED_ON = [
     "record",
+    "strides",
     "input_mode",
     "channels",
     "layer_start",
@@ -272,7 +284,10 @@ class _Bench:
 
     async def begin(self, layer: Layer) -> None:
         self.ports.record.value = fields(self.g.record_fields, layer.record)
-        await self.edge
+        for word in stride_puts(self.g, layer.record):
+            self.ports.strides.value = word
+            await self.edge
+        self.ports.strides.value = 0
         await self.strobe("layer_start")
         self.groups = 0
 

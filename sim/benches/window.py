@@ -18,11 +18,11 @@ from compiler.geometry import Geometry
 from compiler.program import Conv, Pool
 from compiler.schedule import Layer, Schedule, schedule
 from hw.fetch import WindowFetch
-from hw.layout import memory_read, struct
+from hw.layout import memory_read, stride_put, struct
 from hw.window import WindowBuffer
 from sim import bench
 from sim.benches.networks import PADDINGS, random_program
-from sim.benches.points import EIGHT, PAIR, SMALL, WIDE, Points, Ports, fields, join
+from sim.benches.points import EIGHT, PAIR, SMALL, WIDE, Points, Ports, fields, join, stride_puts
 
 POINTS = {"plain": Geometry(memory_depth=2048), "pair": PAIR}
 
@@ -44,6 +44,7 @@ class Window(wiring.Component):
         super().__init__(
             {
                 "record": In(struct(geometry.record_fields)),
+                "strides": In(stride_put(geometry)),
                 "layer_start": In(1),
                 "start": In(1),
                 "busy": Out(1),
@@ -65,6 +66,7 @@ class Window(wiring.Component):
         connect(m, buffer.o_pool, flipped(self.o_pool))
         m.d.comb += [
             fetch.record.eq(self.record),
+            fetch.strides.eq(self.strides),
             buffer.record.eq(self.record),
             fetch.layer_start.eq(self.layer_start),
             fetch.start.eq(self.start),
@@ -242,7 +244,10 @@ class _Point:
         """Walk all groups of a layer, until as many steps or words as expected have come."""
         patience = 400 + 12 * expected * self.g.pixel_lanes
         self.ports.record.value = fields(self.g.record_fields, layer.record)
-        await self.edge
+        for word in stride_puts(self.g, layer.record):
+            self.ports.strides.value = word
+            await self.edge
+        self.ports.strides.value = 0
         await self.strobe("layer_start")
         self.memory.stall, self.closed = self.rng.choice(
             ((0.0, 0.0), (0.4, 0.0), (0.0, 0.6), (0.5, 0.5))
