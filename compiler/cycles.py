@@ -66,7 +66,7 @@ def _then_next(cycles: int, g: Geometry, flash: Flash | None) -> int:
 
 def next_layer_cycles(g: Geometry) -> int:
     """From a layer's end to the next one's start: its record is read, a word in two cycles."""
-    return 2 * g.record_words + 3
+    return 2 * g.record_words + 4
 
 
 @dataclass(frozen=True, slots=True)

@@ -85,20 +85,16 @@ class Engine(wiring.Component):
         )
         m.submodules.scorer = scorer = Scorer()
         m.submodules.memory = memory = ActivationMemory(g, self._primitive)
-        maximum_write = {"maximum_write": "write"} if g.max_pool else {}
+        layers = {
+            "residual_read": "read",
+            "residual_write": "write",
+            "activation_write": "write",
+            "input_write": "write",
+        } | ({"maximum_write": "write"} if g.max_pool else {})
         m.submodules.arbiter = arbiter = MemoryArbiter(
             g,
-            {
-                **maximum_write,
-                "residual_read": "read",
-                "residual_write": "write",
-                "activation_write": "write",
-                "input_write": "write",
-                "image_write": "write",
-                "fetch": "read",
-                # Last: the Image is read far ahead, and whether it is wanted is known late.
-                "image_read": "read",
-            },
+            # Last: the Image is read far ahead, and whether it is wanted is known late.
+            [layers, {"image_write": "write"}, {"fetch": "read"}, {"image_read": "read"}],
         )
         record = loader.record
         for block in (fetch, window, pool, requantiser, tiles):
@@ -214,8 +210,8 @@ class Engine(wiring.Component):
         ready_groups = Signal(2)
         started = Signal(len(record.groups_less) + 1)
         finished = Signal(len(record.groups_less) + 1)
-        launch = Signal()
-        taking = Signal()
+        launch, taking = Signal(), Signal()
+        more, complete = Signal(), Signal()  # groups; compared a cycle before they are looked at
         m.d.comb += [
             writer.header.eq(loader.header),
             requantiser.channels.eq(loader.header.channels),
@@ -228,6 +224,7 @@ class Engine(wiring.Component):
             loader.group_done.eq(self._group_done & ~loads_nothing(record)),
             fetch.start.eq(launch),
         ]
+        m.d.sync += [more.eq(started <= record.groups_less), complete.eq(finished > record.groups_less)]
         m.d.sync += self.num_pixels.eq(Mux(loader.known, loader.header.pixels, 0))
         for block in (fetch, requantiser):
             m.d.comb += block.layer_start.eq(self.layer_start)
@@ -268,10 +265,10 @@ class Engine(wiring.Component):
                 m.d.comb += launch.eq(
                     ~fetch.busy
                     & ~window.marked
-                    & (started <= record.groups_less)
+                    & more
                     & (loads_nothing(record) | (ready_groups != 0))
                 )
-                with m.If(finished > record.groups_less):
+                with m.If(complete):
                     m.d.comb += self.layer_done.eq(1)
                     m.next = "ask"
                     with m.If(record.last):

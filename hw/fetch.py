@@ -120,25 +120,19 @@ class WindowFetch(wiring.Component):
             m.d.comb += y_step.eq(1 + r.stride2 - r.kernel_h_less)
         with m.Else():
             m.d.comb += stride.eq(BEHIND["group"])
+        # Whether a word advances is known late: it only enables, and nothing waits for it.
+        restart, turned = self.layer_start, Const(1, 1)
+        for counter, last, less in counters:
+            onward = Signal.like(counter, name=f"next_{counter.name}")
+            m.d.comb += onward.eq(Mux(last | restart, 0, counter + 1))
+            with m.If((advance & turned) | restart):
+                m.d.sync += [counter.eq(onward), last.eq(onward == less)]
+                if counter is column:
+                    beyond = _before(onward, r.pad_left) | (onward > r.column_last)
+                    m.d.sync += column_outside.eq(beyond)
+            turned = turned & last
         with m.If(advance):
-            m.d.sync += [
-                outside.eq(_before(y, r.pad_top) | (y > r.row_last) | column_outside),
-                y.eq(y + y_step),
-            ]
-            turned: Value = Const(1, 1)
-            for counter, last, less in counters:
-                onward = Signal.like(counter, name=f"next_{counter.name}")
-                m.d.comb += onward.eq(Mux(last, 0, counter + 1))
-                with m.If(turned):
-                    m.d.sync += [counter.eq(onward), last.eq(onward == less)]
-                    if counter is column:
-                        beyond = _before(onward, r.pad_left) | (onward > r.column_last)
-                        m.d.sync += column_outside.eq(beyond)
-                turned = turned & last
+            m.d.sync += outside.eq(_before(y, r.pad_top) | (y > r.row_last) | column_outside)
             m.d.sync += ends_group.eq(turned)
-            with m.If(turned):
-                m.d.sync += y.eq(0)
-        with m.If(self.layer_start):
-            m.d.sync += [Cat(y, *(counter for counter, _, _ in counters)).eq(0)]
-            m.d.sync += [last.eq(less == 0) for _, last, less in counters]
-            m.d.sync += column_outside.eq(r.pad_left.any())
+        with m.If(advance | restart):
+            m.d.sync += y.eq(Mux(turned | restart, 0, y + y_step))

@@ -162,9 +162,6 @@ class Host(wiring.Component):
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
-        m.d.comb += self._complete.eq(self._count == self.num_pixels)
-        with m.If(self.o_pixels.valid & self.o_pixels.ready):
-            m.d.sync += self._count.eq(self._count + 1)
         with m.FSM(name="request") as request:
             self._add_request(m)
         with m.FSM(name="reply") as reply:
@@ -172,7 +169,12 @@ class Host(wiring.Component):
         idle, replying = request.ongoing("IDLE"), request.ongoing("REPLY")
         m.d.comb += [self.busy.eq(~idle), self._replying.eq(replying)]
         with m.If(idle):
-            m.d.sync += [self._count.eq(0), self._status.eq(Status.OK)]
+            m.d.sync += self._status.eq(Status.OK)
+        following = Signal.like(self._count)  # compared as it comes: too much waits for it
+        m.d.comb += following.eq(Mux(idle, 0, self._count + 1))
+        with m.If(idle | (self.o_pixels.valid & self.o_pixels.ready)):
+            m.d.sync += self._count.eq(following)
+            m.d.sync += self._complete.eq(following == self.num_pixels)
         self._add_check(m, restart=idle | replying & reply.ongoing("BEGIN"))
         listening = [request.ongoing(name) for name in ("LENGTH", "PIXELS", "CHECK", "QUIET")]
         self._add_watch(m, idle=idle, listening=Cat(listening).any())

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from functools import reduce
+from operator import or_
+
 from amaranth.hdl import Cat, ClockSignal, Const, Instance, Module, Signal, Value
 from amaranth.lib import memory, wiring
 from amaranth.lib.wiring import In, Out
@@ -108,15 +111,18 @@ class MemoryArbiter(wiring.Component):
     Parameters
     ----------
     geometry : Geometry
-    clients : dict of name to "read" or "write", highest priority first.
+    clients : list of dicts of name to "read" or "write"
+        Highest priority first. Those of one dict never ask in the same cycle: none of them waits
+        for another, and no choice among them is made.
 
     Members
     -------
     <name> : In(memory_read) or In(memory_write)
     """
 
-    def __init__(self, geometry: Geometry, clients: dict[str, str]) -> None:
+    def __init__(self, geometry: Geometry, clients: list[dict[str, str]]) -> None:
         self._clients = clients
+        kinds = {name: kind for group in clients for name, kind in group.items()}
         signatures = {"read": memory_read(geometry), "write": memory_write(geometry)}
         ports = {
             "write": Out(1),
@@ -125,36 +131,40 @@ class MemoryArbiter(wiring.Component):
             "write_mask": Out(geometry.word_channels),
             "read_data": In(geometry.word_bits),
         }
-        super().__init__(ports | {name: In(signatures[kind]) for name, kind in clients.items()})
+        super().__init__(ports | {name: In(signatures[kind]) for name, kind in kinds.items()})
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
         taken: Value = Const(0, 1)
-        for name in self._clients:
-            client = getattr(self, name)
-            m.d.comb += client.ready.eq(~taken)
-            taken = taken | client.valid
-        for name, kind in self._clients.items():
-            if kind == "read":
-                m.d.comb += getattr(self, name).data.eq(self.read_data)
-        # Lowest priority first. The last one's address stands there anyway: whether it asks is
-        # known late, and a read that nobody wants does no harm.
-        *others, (last, kind) = self._clients.items()
-        m.d.comb += self.address.eq(getattr(self, last).address)
-        if kind == "write":
-            m.d.comb += self.write.eq(getattr(self, last).valid)
-        for name, kind in reversed(others):
-            with m.If(getattr(self, name).valid):
-                m.d.comb += [
-                    self.address.eq(getattr(self, name).address),
-                    self.write.eq(kind == "write"),
-                ]
-        writers = [getattr(self, n) for n, kind in self._clients.items() if kind == "write"]
+        before = taken
+        granted: dict[str, Signal] = {}
+        writers = []
+        for group in self._clients:
+            for name, kind in group.items():
+                client = getattr(self, name)
+                granted[name] = Signal(name=f"{name}_granted")
+                m.d.comb += [client.ready.eq(~taken), granted[name].eq(client.valid & ~taken)]
+                if kind == "write":
+                    writers.append(name)
+                else:
+                    m.d.comb += client.data.eq(self.read_data)
+            before, taken = taken, taken | Cat(getattr(self, name).valid for name in group).any()
+        # Whether the last one asks is known late, and a read that nobody wants does no harm: its
+        # address stands there unless somebody else asks.
+        last, last_kind = list(self._clients[-1].items())[-1]
+        if last_kind == "read":
+            m.d.comb += granted[last].eq(~before)
         m.d.comb += [
-            self.write_data.eq(writers[-1].data),
-            self.write_mask.eq(writers[-1].mask),
+            self.write.eq(Cat(granted[name] for name in writers).any()),
+            self.address.eq(self._chosen(granted, "address")),
+            self.write_data.eq(self._chosen({n: granted[n] for n in writers}, "data")),
+            self.write_mask.eq(self._chosen({n: granted[n] for n in writers}, "mask")),
         ]
-        for writer in reversed(writers[:-1]):
-            with m.If(writer.valid):
-                m.d.comb += [self.write_data.eq(writer.data), self.write_mask.eq(writer.mask)]
         return m
+
+    def _chosen(self, granted: dict[str, Signal], member: str) -> Value:
+        """A member of the client that is granted, zero if none is: two a LUT4, where a chain of
+        choices takes one, and is as deep as there are clients."""
+        values = [getattr(getattr(self, name), member) for name in granted]
+        masked = [v & g.replicate(len(v)) for v, g in zip(values, granted.values(), strict=True)]
+        return reduce(or_, masked)

@@ -116,7 +116,7 @@ class ImageStore(wiring.Component):
         step, end, more, wrong = Signal(), Signal(), Signal(), Signal()
         m.submodules.crc = crc = ResetInserter(self.again)(CRC(data_width=lines).create())
         m.d.comb += [
-            step.eq(self.stb & ~self.error),
+            step.eq(self.stb & ~self.error & ~self.again),
             end.eq(step & (position == Mux(body, fields[1], fields[0]) - 1)),
             crc.valid.eq(step),
             crc.data.eq(bits),
@@ -142,10 +142,10 @@ class ImageStore(wiring.Component):
         m.d.comb += [
             expected.eq(Mux(magic, told, crc.crc[-lines:])),
             wrong.eq((magic | check) & (bits != expected)),
-            self.again.eq(end & check & ~wrong),
         ]
         m.d.sync += [
             self.error.eq(self.error | (step & wrong)),
+            self.again.eq(end & check & ~wrong),
             self.loaded.eq(self.loaded | self.again),
         ]
         with m.If(end & ~wrong & ~(body & more)):
@@ -183,7 +183,8 @@ class ImageStore(wiring.Component):
         # and another's first, and between reads, so that comparisons may be a cycle late.
         front, back = Signal(g.address_bits, init=-1), Signal(g.address_bits, init=-1)
         here = Signal(g.address_bits)
-        ahead, equal, arrived = Signal(), Signal(init=1), Signal()
+        ahead, arrived = Signal(), Signal()
+        full, empty = Signal(), Signal(init=1)
         front_turns, back_turns = Signal(), Signal()
         m.d.comb += here.eq(Mux(self.write.valid, front, back))
         with m.If(filled):
@@ -193,19 +194,18 @@ class ImageStore(wiring.Component):
         with m.If(filled | emptied):
             m.d.sync += ahead.eq(filled)
         m.d.sync += [
-            equal.eq(front == back),
+            full.eq((front == back) & ahead & self.loaded),
+            empty.eq((front == back) & ~ahead & streamed),
             front_turns.eq(front == last),
             back_turns.eq(back == last),
             arrived.eq(emptied),
         ]
         m.d.comb += [
-            self.write.valid.eq(held & ~(equal & ahead & self.loaded)),
+            self.write.valid.eq(held & ~full),
             self.write.address.eq(here),
             self.write.data.eq(unit.replicate(-(-g.word_bits // self._unit))),
             self.write.mask.eq(Cat((number == size - 1 - n).replicate(lanes) for n in range(size))),
-            self.read.valid.eq(
-                self.loaded & self.o.ready & ~arrived & ~(streamed & equal & ~ahead)
-            ),
+            self.read.valid.eq(self.loaded & self.o.ready & ~arrived & ~empty),
             self.read.address.eq(here),
             self.o.valid.eq(arrived),
             self.o.payload.eq(self.read.data[: g.stream_bits]),

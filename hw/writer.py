@@ -73,10 +73,11 @@ class InputWriter(wiring.Component):
                 with m.If(self.q_valid):
                     m.next = "prepare"
             with m.State("prepare"):  # what is written goes through a register: see `digit`
+                m.d.sync += self.memory.valid.eq(1)
                 m.next = "write"
             with m.State("write"):
-                m.d.comb += self.memory.valid.eq(1)
                 with m.If(self.memory.ready):
+                    m.d.sync += self.memory.valid.eq(0)
                     m.next = "prepare"
                     step = Signal(g.address_bits)
                     m.d.comb += step.eq(

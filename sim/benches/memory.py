@@ -17,8 +17,10 @@ from hw.memory import ActivationMemory, MemoryArbiter
 from sim import bench
 from sim.benches.points import WIDE, Points, Ports, join, split
 
-CLIENTS = {"first": "read", "second": "write", "third": "write", "fourth": "read"}
-"""Highest priority first."""
+GROUPS = [{"first": "read", "second": "write"}, {"third": "write"}, {"fourth": "read"}]
+"""Highest priority first; of the first ones only one asks in a cycle."""
+
+CLIENTS = {name: kind for group in GROUPS for name, kind in group.items()}
 
 POINTS = {
     "inferred": (replace(Geometry(), memory_depth=64), "inferred"),
@@ -57,7 +59,7 @@ class SharedMemory(wiring.Component):
 
     def __init__(self, geometry: Geometry, primitive: str) -> None:
         self._memory = ActivationMemory(geometry, primitive)
-        self._arbiter = MemoryArbiter(geometry, CLIENTS)
+        self._arbiter = MemoryArbiter(geometry, GROUPS)
         kinds = {"read": memory_read(geometry), "write": memory_write(geometry)}
         super().__init__({name: In(kinds[kind]) for name, kind in CLIENTS.items()})
 
@@ -129,24 +131,28 @@ async def _run(dut, name: str, geometry: Geometry, cycles: int) -> int:
     due: tuple[str, int] | None = None
     reads = 0
     for _ in range(cycles):
-        for client in CLIENTS:
-            if client not in asked and rng.random() < 0.35:
-                asked[client] = ask(client)
+        for group in GROUPS:
+            for client in group:
+                if asked.keys().isdisjoint(group) and rng.random() < 0.35:
+                    asked[client] = ask(client)
         await edge
         if due is not None:
             got = int(ports[due[0]].data.value)
             assert got == due[1], f"{name}: {due[0]} must read {due[1]:#x}, not {got:#x}"
             reads += 1
         due, taken = None, False
-        for client, kind in CLIENTS.items():
-            assert ports[client].ready.value == (not taken), f"{name}: ready of {client}"
-            if client in asked and not taken:
-                taken, request = True, asked.pop(client)
-                ports[client].valid.value = 0
-                if kind == "write":
+        for group in GROUPS:
+            asks = None
+            for client in group:
+                assert ports[client].ready.value == (not taken), f"{name}: ready of {client}"
+                asks = client if client in asked else asks
+            if asks and not taken:
+                taken, request = True, asked.pop(asks)
+                ports[asks].valid.value = 0
+                if CLIENTS[asks] == "write":
                     model.write(**request)
                 else:
-                    due = client, model.read(request["address"])
+                    due = asks, model.read(request["address"])
     return reads
 
 

@@ -72,7 +72,7 @@ class StoreInMemory(wiring.Component):
         m = Module()
         m.submodules.store = store = ImageStore(self._geometry, self._lines)
         m.submodules.memory = memory = ActivationMemory(self._geometry)
-        clients = {"other": "read", "image_write": "write", "image_read": "read"}
+        clients = [{"other": "read"}, {"image_write": "write"}, {"image_read": "read"}]
         m.submodules.arbiter = arbiter = MemoryArbiter(self._geometry, clients)
         connect(m, flipped(self.other), arbiter.other)
         connect(m, store.write, arbiter.image_write)
@@ -296,9 +296,9 @@ async def reads_ahead_while_nobody_asks(dut):
         sink = StreamSink(dut, point.ports.name("o"))
         got = await with_timeout(sink.receive(70), 1, "ms")
         assert got == (words * 2)[:70], point.name
-        assert sink.cycles[room - 1] - sink.cycles[0] == 2 * (room - 1), (
-            "what is there comes at once"
-        )
+        # What is there comes at once, but that units which come go first, until both alternate.
+        late = sink.cycles[room - 1] - sink.cycles[0] - 2 * (room - 1)
+        assert 0 <= late <= 3, f"{point.name}: {late} cycles late"
         sink.stop()
         flash.stop()
 

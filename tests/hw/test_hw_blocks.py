@@ -95,7 +95,7 @@ def test_memory_as_deep_as_any_elsewhere():
 
 def test_arbiter_wrong_kind():
     with pytest.raises(KeyError):
-        MemoryArbiter(Geometry(), {"x": "erase"})
+        MemoryArbiter(Geometry(), [{"x": "erase"}])
 
 
 def test_pool_word_of_too_many_residuals():
