@@ -207,12 +207,11 @@ ICEBREAKER = Board(
         "flash_io2": Pin("12"),
         "flash_io3": Pin("13"),
     },
-    clock_hz=30.375e6,
+    clock_hz=33.75e6,
     baud=2_000_000,
     flash=Flash(size=16 << 20, image_offset=1 << 20, lines=4),
     geometry=UP5K_GEOMETRY,
     candidates=UP5K_LANES,
-    first_seed=2,
     programmers=(ICEPROG, OPENFPGALOADER),
 )
 

@@ -66,7 +66,7 @@ def _then_next(cycles: int, g: Geometry, flash: Flash | None) -> int:
 
 def next_layer_cycles(g: Geometry) -> int:
     """From a layer's end to the next one's start: its record is read, a word in two cycles."""
-    return 2 * g.record_words + 4
+    return 2 * g.record_words + 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -336,7 +336,7 @@ def _play(r: Record, g: Geometry, flash: Flash | None) -> list[int]:
                         cycle + g.lane_cycles + g.output_lanes * (arith.SCORE_BITS + SCORE_CYCLES)
                     )
                     done = clear
-                released.add(done)
+                released.add(done + 1)
         if take:
             held, last, half = True, place == window - 1, 0
             if base + place == fetch.marked:

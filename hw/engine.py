@@ -212,6 +212,7 @@ class Engine(wiring.Component):
         finished = Signal(len(record.groups_less) + 1)
         launch, taking = Signal(), Signal()
         more, complete = Signal(), Signal()  # groups; compared a cycle before they are looked at
+        done = Signal()  # a group, in the cycle before: nobody hurries
         m.d.comb += [
             writer.header.eq(loader.header),
             requantiser.channels.eq(loader.header.channels),
@@ -221,10 +222,14 @@ class Engine(wiring.Component):
             self.i_pixels.ready.eq(requantiser.byte_ready),
             self.num_classes.eq(loader.header.classes),
             self.error.eq(loader.error),
-            loader.group_done.eq(self._group_done & ~loads_nothing(record)),
             fetch.start.eq(launch),
         ]
-        m.d.sync += [more.eq(started <= record.groups_less), complete.eq(finished > record.groups_less)]
+        m.d.sync += [
+            more.eq(started <= record.groups_less),
+            complete.eq(finished > record.groups_less),
+            done.eq(self._group_done),
+        ]
+        m.d.comb += loader.group_done.eq(done & ~loads_nothing(record))
         m.d.sync += self.num_pixels.eq(Mux(loader.known, loader.header.pixels, 0))
         for block in (fetch, requantiser):
             m.d.comb += block.layer_start.eq(self.layer_start)
@@ -233,20 +238,19 @@ class Engine(wiring.Component):
         )
         with m.If(launch):
             m.d.sync += started.eq(started + 1)
-        with m.If(self._group_done):
+        with m.If(done):
             m.d.sync += finished.eq(finished + 1)
 
         with m.FSM():
             with m.State("load"):
                 with m.If(loader.input_ready):
                     m.d.comb += writer.start.eq(1)
+                    m.d.sync += taking.eq(1)
                     m.next = "take"
             with m.State("take"):
-                m.d.comb += [
-                    taking.eq(1),
-                    self.busy.eq(requantiser.byte_valid),
-                ]
+                m.d.comb += self.busy.eq(requantiser.byte_valid)
                 with m.If(writer.done):
+                    m.d.sync += taking.eq(0)
                     m.d.comb += [loader.input_done.eq(1), requantiser.input_done.eq(1)]
                     m.next = "ask"
             with m.State("ask"):

@@ -200,7 +200,7 @@ class Loader(wiring.Component):
         """Two banks, filled in turn; returns (put a word, a bank is free, it is the input's)."""
         g = self._geometry
         size, parts = g.output_lanes, g.param_words
-        put, room = Signal(name="put_param"), Signal(name="room_param")
+        put, room = Signal(name="put_param"), Signal(name="room_param", init=1)
         m.submodules.params = mem = memory.Memory(
             shape=parts * g.stream_bits, depth=2 * size, init=[]
         )
@@ -220,7 +220,6 @@ class Loader(wiring.Component):
             self.bias.eq(biases.data[: g.bias_bits].as_signed()),
             stairs.addr.eq(self.stairs_address),
             self.stairs.eq(stairs.data[g.bias_bits : g.param_bits]),
-            room.eq(held != 2),
         ]
         with m.If(put):
             m.d.sync += part.eq(part + 1)
@@ -228,7 +227,9 @@ class Loader(wiring.Component):
             m.d.sync += [part.eq(0), index.eq(index + 1)]
         with m.If(last | self.input_done):
             m.d.sync += [bank.eq(~bank), index.eq(0)]
-        m.d.sync += held.eq(held + last - self.group_done)
+        after = Signal.like(held)
+        m.d.comb += after.eq(held + last - self.group_done)
+        m.d.sync += [held.eq(after), room.eq(after != 2)]
         return put, room, of_input
 
     def _weights(self, m: Module) -> tuple[Signal, Signal]:

@@ -55,7 +55,9 @@ class Scorer(wiring.Component):
                 last.eq(label + 1 == self.classes),
             ]
         with m.Elif(passed):
-            m.d.sync += [self.o.valid.eq(0), label.eq(Mux(last, 0, label + 1))]
+            m.d.sync += self.o.valid.eq(0)
+        with m.If(self.taken):
+            m.d.sync += label.eq(Mux(last, 0, label + 1))
             with m.If(better):
                 m.d.sync += [best.eq(self.quotient), best_label.eq(label)]
         return m

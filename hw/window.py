@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from amaranth.hdl import Module, Mux, Signal, signed
+from amaranth.hdl import Module, Mux, Signal, Value, signed
 from amaranth.lib import data, memory, stream, wiring
 from amaranth.lib.wiring import In, Out
 
@@ -74,26 +74,26 @@ class WindowBuffer(wiring.Component):
         m.d.comb += ahead.eq(fired - freed)
         m.d.sync += self.room.eq(ahead < g.window_depth - 1)
         m.d.sync += [arriving.eq(self.coming), fired.eq(fired + self.coming)]
-        m.d.sync += written.eq(written + arriving)
+        next_written = Signal(bits)
+        m.d.comb += next_written.eq(written + arriving)
+        m.d.sync += written.eq(next_written)
         farthest = Signal(bits)  # what the last pixel lane reads
         m.d.comb += farthest.eq(sum((r.step_pixel for _ in range(1, g.pixel_lanes)), pointer))
         # The first lane never gets ahead of what is written; the last one may. Between layers, when
         # the record is anything, there is nothing for the first one.
         available, behind = Signal(), Signal(signed(bits))
+        there = Signal()  # compared a cycle ahead: too much waits for it
         m.d.comb += [
             behind.eq(farthest - written),
-            available.eq((pointer != written) & ((behind < 0) | (g.pixel_lanes == 1))),
+            available.eq(there & ((behind < 0) | (g.pixel_lanes == 1))),
         ]
+        m.d.sync += there.eq(Mux(take, following != next_written, pointer != next_written))
 
         # One word on: the next of the window, or the next window's first.
-        place, turn = Signal.like(r.window_less), Signal.like(r.turn_less)
-        tile = Signal.like(r.tiles_less)
-        last_word, row_end, fresh = Signal(), Signal(), Signal()
-        m.d.comb += [
-            last_word.eq(place == r.window_less),
-            row_end.eq(tile == r.tiles_less),
-            fresh.eq(self.marked & (pointer == first)),
-        ]
+        turn, fresh = Signal.like(r.turn_less), Signal()
+        last_word = self._count(m, "place", r.window_less, take)
+        row_end = self._count(m, "tile", r.tiles_less, take & last_word)
+        m.d.comb += fresh.eq(self.marked & (pointer == first))
         if g.pixel_lanes == 1:
             m.d.comb += following.eq(pointer + Mux(last_word & ~row_end, r.step_window, 1))
         else:
@@ -102,11 +102,8 @@ class WindowBuffer(wiring.Component):
         with m.If(take):
             m.d.sync += [
                 pointer.eq(following),
-                place.eq(Mux(last_word, 0, place + 1)),
                 turn.eq(Mux(turn == r.turn_less, 0, turn + 1)),
             ]
-            with m.If(last_word):
-                m.d.sync += tile.eq(Mux(row_end, 0, tile + 1))
             with m.If(last_word | r.shared):  # a window over the whole map is read once
                 m.d.sync += freed.eq(following)
             with m.If(fresh):
@@ -141,6 +138,20 @@ class WindowBuffer(wiring.Component):
                     m.d.comb += self.x[lane].eq(steps[h])
         self._address(m, take, fresh, turn == 0, final)
         return m
+
+    @staticmethod
+    def _count(m: Module, name: str, less: Value, step: Value) -> Signal:
+        """Counts from 0 to ``less`` and over again; whether it stands there, from a register.
+
+        ``less`` must be the same from a cycle before a step on, and may change where it stands at 0.
+        """
+        count, onward = Signal.like(less, name=name), Signal.like(less, name=f"next_{name}")
+        last = Signal(name=f"{name}_last")
+        m.d.comb += onward.eq(Mux(last, 0, count + 1))
+        m.d.sync += last.eq(Mux(step, onward == less, count == less))
+        with m.If(step):
+            m.d.sync += count.eq(onward)
+        return last
 
     def _memory(
         self, m: Module, written: Signal, arriving: Signal, pointer: Signal, take: Signal
