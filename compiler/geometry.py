@@ -455,7 +455,9 @@ class Geometry:
         return -(-sum(width for _, width in layout) // self.stream_bits)
 
 
-def _accesses(g: Geometry, residual: int, activation: int) -> tuple[list[int], list[int], list[int]]:
+def _accesses(
+    g: Geometry, residual: int, activation: int
+) -> tuple[list[int], list[int], list[int]]:
     """`Geometry.accesses`, if residuals and activations are held for so many cycles."""
     word = g.residual_channels * g.channel_cycles
     filled = word - g.channel_cycles + g.pixel_lanes - 1 + VALUE_CYCLES + residual
@@ -481,7 +483,9 @@ def _holds(g: Geometry) -> tuple[int, int]:
         cycles = [*reads, *writes, *activations]
         if len(set(cycles)) < len(cycles) or writes[-1] > activations[0]:
             return len(apart) + 1, 0
-        clashes = sum(any((a - b) % n == 0 and a != b for a in cycles for b in cycles) for n in apart)
+        clashes = sum(
+            any((a - b) % n == 0 and a != b for a in cycles for b in cycles) for n in apart
+        )
         return clashes, holds[0] * g.residual_bits + holds[1] * (g.activation_bits + PLACE_BITS)
 
     apart = {max(g.tile_cycles, words * KERNEL_STEPS * g.halves) for words in (0, 1, 2)}

@@ -49,7 +49,7 @@ from compiler.geometry import COUNT_BITS, MAGIC, Geometry
 from compiler.schedule import Param, Schedule
 
 FORMAT = "signum-image"
-VERSION = 2
+VERSION = 3
 
 FRAME_BYTES = 4
 """Of each of magic, number of words, ring and CRC in flash."""
@@ -368,7 +368,7 @@ class _Reader:
 
     def layer(self, name: str) -> ImageLayer:
         g = self.geometry
-        record = {}
+        record: dict[str, int] = {}
         for layout in g.record_layouts:
             record |= self.fields(layout)
         if record["pool"]:

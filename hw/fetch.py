@@ -10,7 +10,9 @@ from compiler.geometry import STRIDES, Geometry
 from hw.layout import memory_read, stride_put, struct
 from hw.pointer import Pointer
 
-BEHIND = {n: STRIDES["fetch"].index(f"step_{n}") for n in ("word", "row", "column", "line", "group")}
+BEHIND = {
+    n: STRIDES["fetch"].index(f"step_{n}") for n in ("word", "row", "column", "line", "group")
+}
 """Row of the stride behind a memory word; behind the last of a column's row, of a column, …"""
 
 

@@ -328,9 +328,7 @@ class Requantiser(wiring.Component):
         m.d.comb += moved.eq((aligned << g.max_left_shift) >> down)
         return moved
 
-    def _add(
-        self, m: Module, first: data.View, moved: Signal, place: data.View
-    ) -> tuple:
+    def _add(self, m: Module, first: data.View, moved: Signal, place: data.View) -> tuple:
         """Residual addition, saturating. ``first`` is the place three cycles before.
 
         The memory is asked for from a register.

@@ -143,7 +143,7 @@ class WindowBuffer(wiring.Component):
     def _count(m: Module, name: str, less: Value, step: Value) -> Signal:
         """Counts from 0 to ``less`` and over again; whether it stands there, from a register.
 
-        ``less`` must be the same from a cycle before a step on, and may change where it stands at 0.
+        ``less`` must be the same from a cycle before a step on, and may change while it is at 0.
         """
         count, onward = Signal.like(less, name=name), Signal.like(less, name=f"next_{name}")
         last = Signal(name=f"{name}_last")

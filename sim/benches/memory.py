@@ -131,10 +131,10 @@ async def _run(dut, name: str, geometry: Geometry, cycles: int) -> int:
     due: tuple[str, int] | None = None
     reads = 0
     for _ in range(cycles):
-        for group in GROUPS:
-            for client in group:
-                if asked.keys().isdisjoint(group) and rng.random() < 0.35:
-                    asked[client] = ask(client)
+        for client in CLIENTS:
+            free = all(asked.keys().isdisjoint(group) for group in GROUPS if client in group)
+            if free and rng.random() < 0.35:
+                asked[client] = ask(client)
         await edge
         if due is not None:
             got = int(ports[due[0]].data.value)
@@ -142,10 +142,9 @@ async def _run(dut, name: str, geometry: Geometry, cycles: int) -> int:
             reads += 1
         due, taken = None, False
         for group in GROUPS:
-            asks = None
             for client in group:
                 assert ports[client].ready.value == (not taken), f"{name}: ready of {client}"
-                asks = client if client in asked else asks
+            asks = next(iter(asked.keys() & group.keys()), None)
             if asks and not taken:
                 taken, request = True, asked.pop(asks)
                 ports[asks].valid.value = 0
