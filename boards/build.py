@@ -125,8 +125,7 @@ def plan(
         divisor_for(real, rate)
     except ValueError as error:
         raise UsageError(f"board {board.name!r}: {error}", _rates(real)) from error
-    tried = range(board.first_seed, board.first_seed + seeds)
-    return Plan(board, geometry, wanted, real, rate, tuple(tried))
+    return Plan(board, geometry, wanted, real, rate, tuple(range(1, 1 + seeds)))
 
 
 def _rates(clock_hz: float) -> str:

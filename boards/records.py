@@ -119,8 +119,6 @@ class Board:
         Default aim for the engine's clock.
     baud : int
         Default bit rate of the serial link; the clock must be a near multiple of it.
-    first_seed : int
-        Of placement, tried first: one that met the default clock with the default engine.
     geometry : Geometry
         Default of engines for this board.
     candidates : tuple of (int, int, int)
@@ -152,7 +150,6 @@ class Board:
     geometry: Geometry
     candidates: tuple[tuple[int, int, int], ...]
     pll_input: str = "pad"
-    first_seed: int = 1
     held_high: dict[str, Pin] = field(default_factory=dict)
 
     @property

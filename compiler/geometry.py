@@ -303,6 +303,14 @@ class Geometry:
         return _accesses(self, *_holds(self))
 
     @property
+    def written_behind(self) -> int:
+        """Of a tile whose addends are divided, when its last residuals are written.
+
+        As in `accesses`, had another tile begun in the cycle in which this one's last value ends.
+        """
+        return self.residual_cycles - self.lane_cycles
+
+    @property
     def tree_levels(self) -> int:
         """Adders one behind another, from the terms of an output lane to their sum."""
         return max(1, (self.input_lanes // 2 - 1).bit_length())

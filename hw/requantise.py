@@ -207,7 +207,11 @@ class Requantiser(wiring.Component):
         pattern = sum(1 << cycle for kind in g.accesses for cycle in kind)
         booked = Signal(pattern.bit_length())  # the coming cycles, of the first value's place
         booking = (self.start & self.record.residual).replicate(len(booked)) & pattern
-        m.d.sync += booked.eq((booked | booking) >> 1)
+        self._sequence_done = Signal()
+        behind = Signal.like(booked)  # the last write of a tile whose values took their own time
+        if g.addend_division and g.written_behind > 0:
+            m.d.comb += behind[g.written_behind].eq(self._sequence_done & self._divides)
+        m.d.sync += booked.eq((booked | booking | behind) >> 1)
         cooldown = Signal(range(g.tile_cycles))
         scoring = Signal()
         slow = self.record.last | self._divides
@@ -215,7 +219,6 @@ class Requantiser(wiring.Component):
             m.d.sync += [cooldown.eq(g.tile_cycles - 1), scoring.eq(slow)]
         with m.Elif(cooldown != 0):
             m.d.sync += cooldown.eq(cooldown - 1)
-        self._sequence_done = Signal()
         with m.If(self._sequence_done):
             m.d.sync += scoring.eq(0)
         # Known a cycle ahead, but for a tile that ends in this one.
