@@ -93,7 +93,7 @@ def test_maxima_and_divided_addends() -> None:
     simulation = built(SHIPPED)
     pool = (3, 2, Pads(1, 1, 1, 1))
     vgg = lower(random_vgg(1, channels=(20, 33), dense=(40, 7), pool=pool))
-    divided = random_program(0, channel_scales=True, shape=(3, 5, 6), width=0.2, learned=True)
+    divided = random_program(0, channel_scales=True, shape=(3, 5, 6), width=0.8, learned=True)
     assert has(vgg, "maximum") and has(divided, "division")
     hold(simulation, SHIPPED, vgg, pictures=2)
     hold(simulation, SHIPPED, divided)
