@@ -170,8 +170,7 @@ def _tiles_apart(r: Record, g: Geometry) -> int:
         return 1
     if r["divide"]:
         # The next one's accesses must not meet this one's last write; it may start in two cycles.
-        behind = g.written_behind - 2
-        meets = behind >= 0 and any(behind in kind for kind in g.accesses)
+        meets = any(g.written_behind - 2 in kind for kind in g.accesses)
         return g.lane_cycles + g.output_lanes * _divided_cycles(g) + meets
     return g.tile_cycles
 

@@ -208,10 +208,11 @@ class Requantiser(wiring.Component):
         booked = Signal(pattern.bit_length())  # the coming cycles, of the first value's place
         booking = (self.start & self.record.residual).replicate(len(booked)) & pattern
         self._sequence_done = Signal()
-        behind = Signal.like(booked)  # the last write of a tile whose values took their own time
         if g.addend_division and g.written_behind > 0:
-            m.d.comb += behind[g.written_behind].eq(self._sequence_done & self._divides)
-        m.d.sync += booked.eq((booked | booking | behind) >> 1)
+            # Its values took their own time, so the last write comes later than was booked.
+            ends = self._sequence_done & self._divides
+            booking = booking | (ends << g.written_behind)
+        m.d.sync += booked.eq((booked | booking) >> 1)
         cooldown = Signal(range(g.tile_cycles))
         scoring = Signal()
         slow = self.record.last | self._divides
