@@ -225,6 +225,7 @@ class Engine(wiring.Component):
             fetch.start.eq(launch),
         ]
         m.d.sync += [
+            self.layer_start.eq(loader.record_ready),  # so in state "start"
             more.eq(started <= record.groups_less),
             complete.eq(finished > record.groups_less),
             done.eq(self._group_done),
@@ -262,7 +263,7 @@ class Engine(wiring.Component):
                 with m.If(loader.record_ready):
                     m.next = "start"
             with m.State("start"):
-                m.d.comb += [self.layer_start.eq(1), self.busy.eq(1)]
+                m.d.comb += self.busy.eq(1)
                 m.next = "run"
             with m.State("run"):
                 m.d.comb += self.busy.eq(1)

@@ -94,7 +94,7 @@ class Loader(wiring.Component):
             ),
             self.record.as_value().eq(record[: len(self.record.as_value())]),
         ]
-        word, taken = self.i.payload, self.i.valid & self.i.ready
+        word, taken = self.i.payload, Signal()
         differs = Signal(len(_differences(word, 0)))
         count = Signal(range(max(header_words, record_words)))
         m.d.comb += self.known.eq(1)
@@ -112,10 +112,31 @@ class Loader(wiring.Component):
         steps = Signal(len(self.record.weight_words))
         group = Signal(len(self.record.groups_less))
         part = Signal(range(max(g.weight_bits // g.stream_bits, 2)))
+        # Where a word goes, from a flip-flop each: decoding the state would come before every use.
+        kept, as_weight = Signal(init=1), Signal()
+        as_input, as_param = Signal(), Signal()
+        goes = {
+            **dict.fromkeys(("header", "record"), kept),
+            "input": as_input,
+            "params": as_param,
+            "weights": as_weight,
+        }
+        m.d.comb += [
+            put_param.eq(self.i.valid & (as_input | (as_param & room_param))),
+            put_weight.eq(self.i.valid & as_weight & room_weight),
+            of_input.eq(as_input),
+            self.i.ready.eq(kept | as_input | (as_param & room_param) | (as_weight & room_weight)),
+            taken.eq(self.i.valid & self.i.ready),
+        ]
+
+        def enter(state: str) -> None:
+            m.next = state
+            for place in (kept, as_input, as_param, as_weight):
+                m.d.sync += place.eq(place is goes.get(state))
 
         with m.FSM():
             with m.State("header"):
-                m.d.comb += [self.i.ready.eq(1), self.known.eq(0)]
+                m.d.comb += self.known.eq(0)
                 with m.If(taken):
                     m.d.sync += count.eq(count + 1)
                     for i, value in enumerate(expected):
@@ -124,52 +145,48 @@ class Loader(wiring.Component):
                     self._keep(m, header, count, word, len(expected))
                     with m.If(count == header_words - 1):
                         m.d.sync += count.eq(0)
-                        m.next = "counted"
+                        enter("counted")
                 with m.If(differs.any()):  # by the word before: more than those compared come
-                    m.next = "error"
+                    enter("error")
             with m.State("counted"):
                 m.d.comb += self.known.eq(0)
                 channels = self.header.channels + 1
                 m.d.sync += left.eq(sum((channels for _ in range(g.param_words - 1)), channels))
-                m.next = "input"
+                enter("input")
             with m.State("input"):
-                m.d.comb += [self.i.ready.eq(1), put_param.eq(taken), of_input.eq(1)]
                 with m.If(taken):
                     m.d.sync += left.eq(left - 1)
                     with m.If(left == 1):
-                        m.next = "input ready"
+                        enter("input ready")
             with m.State("input ready"):
                 m.d.comb += self.input_ready.eq(1)
                 with m.If(self.input_done):
-                    m.next = "idle"
+                    enter("idle")
             with m.State("idle"):
                 with m.If(self.next_layer):
-                    m.next = "record"
+                    enter("record")
             with m.State("record"):
-                m.d.comb += self.i.ready.eq(1)
                 with m.If(taken):
                     m.d.sync += count.eq(count + 1)
                     self._keep(m, record, count, word, stride_words)
                     m.d.comb += self.strides.parts.eq(of_strides << part_of_row)
                     with m.If(count == record_words - 1):
                         m.d.sync += count.eq(0)
-                        m.next = "recorded"
+                        enter("recorded")
             with m.State("recorded"):
                 m.d.comb += self.record_ready.eq(1)
                 m.d.sync += [group.eq(0), left.eq(g.output_lanes * g.param_words)]
                 with m.If(loads_nothing(self.record)):
-                    m.next = "idle"
+                    enter("idle")
                 with m.Else():
-                    m.next = "params"
+                    enter("params")
             with m.State("params"):
-                m.d.comb += [self.i.ready.eq(room_param), put_param.eq(taken)]
                 m.d.sync += [steps.eq(self.record.weight_words), part.eq(0)]
                 with m.If(taken):
                     m.d.sync += left.eq(left - 1)
                     with m.If(left == 1):
-                        m.next = "weights"
+                        enter("weights")
             with m.State("weights"):
-                m.d.comb += [self.i.ready.eq(room_weight), put_weight.eq(taken)]
                 m.d.sync += left.eq(g.output_lanes * g.param_words)
                 with m.If(taken):
                     m.d.sync += part.eq(part + 1)
@@ -178,14 +195,14 @@ class Loader(wiring.Component):
                         with m.If(steps == 1):
                             m.d.comb += self.group_loaded.eq(1)
                             m.d.sync += group.eq(group + 1)
-                            m.next = "params"
+                            enter("params")
                             with m.If(group == self.record.groups_less):
-                                m.next = "idle"
+                                enter("idle")
                                 with m.If(self.record.last):
-                                    m.next = "last"
+                                    enter("last")
             with m.State("last"):
                 with m.If(self.image_done):
-                    m.next = "header"
+                    enter("header")
             with m.State("error"):
                 m.d.comb += [self.error.eq(1), self.known.eq(0)]
         return m

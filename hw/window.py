@@ -111,23 +111,25 @@ class WindowBuffer(wiring.Component):
         with m.If(self.mark):
             m.d.sync += [self.marked.eq(1), first.eq(fired)]
 
-        # The word read, held by the memory until it has been used.
-        held, last, half = Signal(), Signal(), Signal(range(max(g.halves, 2)))
+        # The word read, held by the memory until the lanes or the pool have used it.
+        stepping, pooling = Signal(), Signal()
+        last, half = Signal(), Signal(range(max(g.halves, 2)))
         final, free = Signal(), Signal()
         m.d.comb += [
             final.eq(half == g.halves - 1),
             self.last.eq(last & final),
-            self.valid.eq(held & ~r.pool & (~self.last | self.gate)),
-            self.o_pool.valid.eq(held & r.pool),
+            self.valid.eq(stepping & (~self.last | self.gate)),
+            self.o_pool.valid.eq(pooling),
             self.o_pool.payload.eq(words[0]),
             self.pool_last.eq(last),
-            free.eq(~held | (self.valid & final) | (r.pool & self.o_pool.ready)),
+            free.eq(~(stepping | pooling) | (self.valid & final) | (pooling & self.o_pool.ready)),
             take.eq(available & free),
         ]
         with m.If(take):
-            m.d.sync += [held.eq(1), last.eq(last_word), half.eq(0)]
+            m.d.sync += [stepping.eq(~r.pool), pooling.eq(r.pool)]
+            m.d.sync += [last.eq(last_word), half.eq(0)]
         with m.Elif(free):
-            m.d.sync += held.eq(0)
+            m.d.sync += [stepping.eq(0), pooling.eq(0)]
         with m.Elif(self.valid):
             m.d.sync += half.eq(half + 1)
         for lane, word in enumerate(words):
