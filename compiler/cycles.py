@@ -199,12 +199,14 @@ def _accesses(r: Record, g: Geometry) -> tuple[list[int], list[int], list[int]]:
 def _outside(r: Record) -> list[bool]:
     """Of each word that one group fetches, in order: whether it is padding, and so not read."""
     stride = 1 + r["stride2"]
+    rows, words = range(r["kernel_h_less"] + 1), range(r["words_less"] + 1)
+    # From a window's first, in order; in the first layer those of its slices.
+    ys = [y for _ in rows for y in words] if r["sliced"] else [y for y in rows for _ in words]
     return [
-        y < r["pad_top"] or y > r["row_last"] or x < r["pad_left"] or x > r["column_last"]
+        not (r["pad_top"] <= y <= r["row_last"] and r["pad_left"] <= x <= r["column_last"])
         for line in range(r["height_out_less"] + 1)
         for x in range(r["columns_less"] + 1)
-        for y in range(line * stride, line * stride + r["kernel_h_less"] + 1)
-        for _ in range(r["words_less"] + 1)
+        for y in (line * stride + y for y in ys)
     ]
 
 

@@ -42,6 +42,9 @@ STRIDES = {
 """What each kind of pointer adds to its address, row by row of a table (`hw.pointer`). The first
 row is where it begins."""
 
+INPUT_ROWS = 3
+"""Rows of the first convolution's windows, where its columns stand side by side in a word."""
+
 MAX_IMAGE_CHANNELS = 8
 """What the header can say."""
 
@@ -50,6 +53,9 @@ PLACE_BITS = 8
 
 KERNEL_STEPS = 9
 """Memory words of the smallest window that matters: a 3x3 one."""
+
+ROUNDING_BITS = 6
+"""Of half of what a pool's right shift drops."""
 
 POOL_SHIFT = 3
 """Part of the right shift of pooled sums that is wired; a record says the rest."""
@@ -231,6 +237,20 @@ class Geometry:
         return 1 if self.plain_input else 3
 
     @property
+    def input_slices(self) -> int:
+        """Slices in which the input lies in memory."""
+        return arith.num_slices(arith.INPUT_BITS, self.activation_bits)
+
+    @property
+    def window_slices(self) -> int:
+        """Slices of the input that a window holds: all, or one, which is then a layer of its own.
+
+        Between two of them the accumulators are shifted left. That costs nothing where they stand
+        in a ring, whose second register has a LUT to spare; and it takes windows of one column.
+        """
+        return self.input_slices if self.pump > 1 and not self.plain_input else 1
+
+    @property
     def tap_lanes(self) -> int:
         """Lanes of one column of the image in a memory word."""
         return self.word_channels // self.input_columns
@@ -401,7 +421,11 @@ class Geometry:
             ("short_left", 1),
             ("short_right", 1),
             ("down", self.shift_bits),  # right shift after the fixed left shift
-            ("pad", self.activation_bits),  # activation that stands for 0
+            # the activation that stands for 0, slice by slice; pooling: half of what the right
+            # shift drops
+            ("pad", max(self.window_slices * self.activation_bits, ROUNDING_BITS)),
+            # the first layer: a window's rows are those of slices, its words the rows of each
+            ("sliced", int(self.window_slices > 1)),
             ("pad_top", self.pad_bits),
             ("pad_left", self.pad_bits),
             ("kernel_h_less", self.kernel_bits),
@@ -424,7 +448,6 @@ class Geometry:
                 self.window_bits + 1,
             ),  # from a window's last word to the next one's first
             ("step_pixel", self.window_bits if self.pixel_lanes > 1 else 0),  # to the next lane's
-            ("rounding", 6),  # pooling: half of what the right shift drops
             ("out_first", self.address_bits),  # of activations
         )
 

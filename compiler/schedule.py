@@ -343,8 +343,7 @@ def _words(tensor: Tensor, first: bool, geometry: Geometry) -> int:
         planes = _groups(tensor.channels, geometry) * geometry.residual_words
         return planes * tensor.height * _tiles(tensor.width, geometry)
     if first:
-        slices = arith.num_slices(tensor.bits, geometry.activation_bits)
-        return _input_plane(tensor, geometry) * slices
+        return _input_plane(tensor, geometry) * geometry.input_slices
     return -(-tensor.channels // geometry.word_channels) * tensor.height * tensor.width
 
 
@@ -396,7 +395,6 @@ def _blocks(
     """What has to be placed, and the tensors in the order in which they are written."""
     last_use = {name: i for i, f in enumerate(fused) for name in f.reads()}
     input_name = program.ops[0].output
-    input_slices = arith.num_slices(program[input_name].bits, geometry.activation_bits)
     blocks: list[_Block] = []
     order: list[str] = []
 
@@ -408,7 +406,7 @@ def _blocks(
 
     add("input", -1, program[input_name])
     for i, f in enumerate(fused):
-        if f.first and f.add is None and input_slices > 1:
+        if f.first and f.add is None and geometry.input_slices > geometry.window_slices:
             out = program[f.op.output]
             add(f.name, i, replace(out, name=f"{f.name}.slices", kind="residual"))
         for name in f.writes():
@@ -445,7 +443,6 @@ class _Builder:
             )
         plane, mask = _input_plane(q, self.geometry), (1 << self.geometry.address_bits) - 1
         back = self.geometry.input_columns - 1
-        slices = arith.num_slices(q.bits, self.geometry.activation_bits)
         return {
             "magic": MAGIC,
             "geometry": self.geometry.digest,
@@ -456,7 +453,7 @@ class _Builder:
             "height": image.height - 1,
             "width": image.width - 1,
             "step_slice": (plane - back) & mask,
-            "step_back": (-(slices - 1) * plane - back) & mask,
+            "step_back": (-(self.geometry.input_slices - 1) * plane - back) & mask,
         }
 
     def input_params(self, op: Quantise) -> tuple[Param, ...]:
@@ -505,14 +502,18 @@ class _Builder:
         return p
 
     def layers(self, f: Fused) -> list[Layer]:
-        """One layer, or one for each slice of the input: their sums meet in the residual stream."""
-        slices = self._num_slices(f)
+        """One, or for each slice of the input where windows do not hold them all.
+
+        Sums of slices then meet in the residual stream.
+        """
+        slices = self.geometry.input_slices // self.geometry.window_slices if f.first else 1
         return [self._layer(f, i, slices) for i in range(slices)]
 
-    def _num_slices(self, f: Fused) -> int:
-        if not f.first:
-            return 1
-        return arith.num_slices(self.program[f.source].bits, self.geometry.activation_bits)
+    def _pad(self, zero: int | NDArray[np.int64]) -> int:
+        """A record's field of what stands for 0: a digit for each slice, or the same for all."""
+        g = self.geometry
+        digits = np.broadcast_to(zero, g.window_slices)
+        return sum(int(d) << g.activation_bits * i for i, d in enumerate(digits))
 
     def _layer(self, f: Fused, i: int, slices: int) -> Layer:
         match f.op:
@@ -578,7 +579,7 @@ class _Builder:
                 "tiles_less": _tiles(out.width, g) - 1,
                 "tail_less": (out.width - 1) % g.pixel_lanes,
                 "groups_less": _groups(source.channels, g) * g.residual_words - 1,
-                "rounding": (1 << op.right_shift) >> 1,
+                "pad": (1 << op.right_shift) >> 1,  # what rounds
                 "res_first": self.regions[op.output].first,
                 "res_plane": out.height * _tiles(out.width, g),
                 "res_back": 1,
@@ -608,7 +609,7 @@ class _Builder:
         tiles: tuple[int, int],
         pixels: int,
         next_plane: bool = False,
-        twice: bool = False,
+        apart: tuple[int, int] | None = None,
     ) -> dict[str, int]:
         """How windows walk over a map: reads (`hw.fetch`) and the buffer's order (`hw.window`).
 
@@ -618,13 +619,14 @@ class _Builder:
             Address of the map's first word.
         size, tiles : (rows, columns) of the map in words, and of tiles
         words : int
-            Memory words a pixel has; they lie a map apart.
+            Memory words a pixel has.
         pixels : int
             Neighbouring windows of a tile.
         next_plane : bool
             Each group walks over the next plane instead of the same words again.
-        twice : bool
-            The rows of a window, which then has no padding, are one and the same.
+        apart : (rows, words) or None
+            How far a window's rows and a pixel's words lie apart in memory; None: a row and a map.
+            Rows that are one and the same, 0 apart, have no padding.
         """
         (height, width), (rows, across), (lines, tiles_a_row) = size, kernel, tiles
         plane = height * width
@@ -632,8 +634,8 @@ class _Builder:
         column_words = rows * words
         window = across * column_words
         # Each step is from the last word of what ends to the first of what follows.
-        row = 0 if twice else width
-        row_step = row - (words - 1) * plane
+        row, word = apart or (width, plane)
+        row_step = row - (words - 1) * word
         column_step = row_step - rows * row + 1
         line_step = column_step - columns + stride * width
         group_step = line_step - lines * stride * width + (plane if next_plane else 0)
@@ -646,13 +648,13 @@ class _Builder:
             "columns_less": columns - 1,
             "column_last": width + pads.left - 1,
             # Counted once for each row of a window; read twice, the last would lie outside.
-            "row_last": height + pads.top - 1 + int(twice),
+            "row_last": height + pads.top - 1 + int(row == 0),
             "window_less": window - 1,
             "turn_less": window - 1,
             "step_window": (1 - window + pixels * stride * column_words) % ring,
             "step_pixel": stride * column_words if pixels > 1 else 0,
             "in_first": (first - pads.top * width - pads.left) % memory,
-            "step_word": plane % memory,
+            "step_word": word % memory,
             "step_row": row_step % memory,
             "step_column": column_step % memory,
             "step_line": line_step % memory,
@@ -714,9 +716,11 @@ class _Builder:
             stride=1,
             tiles=(out.height, _tiles(out.width, g)),
             pixels=g.pixel_lanes,
-            twice=True,
+            apart=(0, source.height * source.width),
         )
-        record = self._blank() | walk | {"pad": source.zero} | self._groups_of(f, out, walk)
+        record = (
+            self._blank() | walk | {"pad": self._pad(source.zero)} | self._groups_of(f, out, walk)
+        )
         return record | self._finish(f, out, 0, 1)
 
     def _quantise(self, f: Fused, op: Quantise) -> dict[str, int]:
@@ -779,7 +783,8 @@ class _Builder:
         words = 1 if f.first else -(-source.channels // g.word_channels)
         record = self._blank() | self._window(f, op, source, out, words, i)
         digits = arith.slices(np.array(source.zero), source.bits, g.activation_bits)
-        record |= {"pad": int(digits[i])} | self._groups_of(f, out, record)
+        zero = np.array(digits) if record["sliced"] else digits[i]
+        record |= {"pad": self._pad(zero)} | self._groups_of(f, out, record)
         return record | self._finish(f, out, i, slices)
 
     def _slice_bits(self, source: Tensor, op: Conv) -> int:
@@ -808,6 +813,10 @@ class _Builder:
                     needs={"plain_input": True},
                 )
             width, pads = 1, arith.Pads(1, 0, 1, 0)
+        apart = None
+        if f.first and g.window_slices > 1:
+            apart = _input_plane(source, g), source.width
+            height, words = g.window_slices, height
         whole = f.summed or (out.height, out.width) == (1, 1)
         pixels = 1 if whole else g.pixel_lanes
         walk = self._walk(
@@ -819,6 +828,7 @@ class _Builder:
             stride=op.stride,
             tiles=(out.height, _tiles(out.width, g)),
             pixels=pixels,
+            apart=apart,
         )
         span = walk["window_less"] + 1 + (pixels - 1) * walk["step_pixel"]
         if span >= g.window_depth and not whole:  # its last place is never sure to be filled
@@ -829,7 +839,8 @@ class _Builder:
             )
         if f.summed:
             walk["turn_less"] = words - 1
-        return walk | {"shared": int(whole), "stride2": int(op.stride == 2)}
+        flags = {"shared": whole, "stride2": op.stride == 2, "sliced": apart is not None}
+        return walk | {name: int(flag) for name, flag in flags.items()}
 
     def _finish(self, f: Fused, out: Tensor, i: int, slices: int) -> dict[str, int]:
         """What happens to the accumulators of slice i."""
@@ -942,7 +953,8 @@ class _Builder:
             for x in range(columns):
                 taps[:, x * g.tap_lanes : x * g.tap_lanes + c_in, :, 0] = signs[:, :, :, x]
             signs = taps
-        groups, words = record["groups_less"] + 1, record["words_less"] + 1
+        groups = record["groups_less"] + 1
+        words = 1 if record["sliced"] else record["words_less"] + 1
         c_out, c_in, rows, columns = signs.shape
         full = np.ones((groups * g.output_lanes, words * g.word_channels, rows, columns), np.int8)
         if isinstance(f.op, Add):
@@ -951,7 +963,13 @@ class _Builder:
         split = full.reshape(
             groups, g.output_lanes, words, g.halves, g.input_lanes, rows, columns
         ).transpose(0, 6, 5, 2, 3, 1, 4)  # group, column, row, word, half, output, input
-        return split.reshape(groups, -1, g.output_lanes, g.input_lanes)
+        steps = split.reshape(groups, -1, g.output_lanes, g.input_lanes)
+        return np.tile(steps, (1, self._slices_of(record), 1, 1))
+
+    @staticmethod
+    def _slices_of(record: Mapping[str, int]) -> int:
+        """Slices of the input that a layer's windows hold."""
+        return record["kernel_h_less"] + 1 if record["sliced"] else 1
 
     def _params(
         self, f: Fused, record: Mapping[str, int], signs: NDArray[np.int8]
@@ -1009,9 +1027,12 @@ class _Builder:
         the zero point. Half of what a right shift drops is added for rounding.
         """
         g = self.geometry
-        same, negate = arith.recode_pairs(signs)
-        x = np.full(signs.shape, record["pad"], np.int64)
-        acc = arith.pair_sum(x, same, negate).sum(axis=1)
+        acc = np.zeros((len(signs), g.output_lanes), np.int64)
+        for i, part in enumerate(np.split(signs, self._slices_of(record), axis=1)):
+            same, negate = arith.recode_pairs(part)
+            digit = record["pad"] >> g.activation_bits * i & (1 << g.activation_bits) - 1
+            x = np.full(part.shape, digit, np.int64)
+            acc = (acc << g.activation_bits) + arith.pair_sum(x, same, negate).sum(axis=1)
         if f.summed:  # the same weights for every pixel
             acc *= (record["window_less"] + 1) // (record["turn_less"] + 1)
         dropped = record["down"] - g.max_left_shift

@@ -152,6 +152,7 @@ class Engine(wiring.Component):
             lanes.valid.eq(window.valid),
             lanes.x.eq(window.x),
             lanes.last.eq(window.last),
+            lanes.slice_end.eq(window.slice_end),
             loader.weight_address.eq(window.weight_address),
             lanes.weights.eq(loader.weights),
             requantiser.start.eq(window.valid & window.last),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from amaranth.hdl import Cat, Const, Module, Mux, Signal, Value
+from amaranth.hdl import Array, Const, Module, Mux, Signal, Value
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
@@ -26,8 +26,10 @@ class WindowFetch(wiring.Component):
 
     Order: rows of tiles, columns of the map, rows of the window, memory words of a pixel. So a
     window's words stand one after another in the buffer behind (`hw.window`), and the next window's
-    begin a few columns further on. Pooling walks over memory words of residuals in the same way,
-    and each group is the next plane of them. A word outside the map is not read: it is the padding.
+    begin a few columns further on. In the first layer (``sliced``) what are rows elsewhere are the
+    slices of the input, and what are memory words the rows of each. Pooling walks over memory words
+    of residuals in the same way, and each group is the next plane of them. A word outside the map
+    is not read: it is the padding.
 
     The address moves by one stride a word (`hw.pointer`): the compiler has multiplied all there is
     to multiply. Strides are looked up ahead, so the counters are one word ahead of the address.
@@ -81,10 +83,13 @@ class WindowFetch(wiring.Component):
             self.coming.eq(self.busy & self.room & (outside | self.memory.ready)),
             advance.eq(self.coming | pointer.begins),
         ]
-        pad = Cat(r.pad for _ in range(g.word_channels)) & (~r.pool).replicate(g.word_bits)
-        m.d.sync += came_outside.eq(outside)
+        slice_, came_slice = (Signal(range(g.window_slices)) for _ in range(2))
+        slices = [min(i, g.window_slices - 1) for i in range(1 << len(slice_))]
+        digit = Array(r.pad.word_select(i, g.activation_bits) for i in slices)[came_slice]
+        pad = Mux(r.pool, 0, digit).replicate(g.word_channels)
+        m.d.sync += [came_outside.eq(outside), came_slice.eq(slice_)]
         m.d.comb += self.data.eq(Mux(came_outside, pad, self.memory.data))
-        self._count(m, advance, pointer.row, outside, ends_group)
+        self._count(m, advance, pointer.row, outside, ends_group, slice_)
         with m.If(self.coming & ends_group):
             m.d.sync += self.busy.eq(0)
         with m.If(self.start):
@@ -92,10 +97,16 @@ class WindowFetch(wiring.Component):
         return m
 
     def _count(
-        self, m: Module, advance: Signal, stride: Signal, outside: Signal, ends_group: Signal
+        self,
+        m: Module,
+        advance: Signal,
+        stride: Signal,
+        outside: Signal,
+        ends_group: Signal,
+        slice_: Signal,
     ) -> None:
         """Where the word is that follows the one at the port; what is known of it goes with it."""
-        r = self.record
+        r, sliced = self.record, self.record.sliced if len(self.record.sliced) else Const(0, 1)
         word, row = Signal.like(r.words_less), Signal.like(r.kernel_h_less)
         column, line = Signal.like(r.columns_less), Signal.like(r.height_out_less)
         y = Signal.like(r.row_last)  # of the map, counted from the padding like the columns
@@ -111,15 +122,17 @@ class WindowFetch(wiring.Component):
             (line, last_line, r.height_out_less),
         )
         y_step = Signal(len(y))
+        height_less = Mux(sliced, r.words_less, r.kernel_h_less)
         with m.If(~last_word):
-            m.d.comb += stride.eq(BEHIND["word"])
+            m.d.comb += [stride.eq(BEHIND["word"]), y_step.eq(sliced)]
         with m.Elif(~last_row):
-            m.d.comb += [stride.eq(BEHIND["row"]), y_step.eq(1)]
+            m.d.comb += stride.eq(BEHIND["row"])
+            m.d.comb += y_step.eq(Mux(sliced, -height_less, 1))
         with m.Elif(~last_column):
-            m.d.comb += [stride.eq(BEHIND["column"]), y_step.eq(-r.kernel_h_less)]
+            m.d.comb += [stride.eq(BEHIND["column"]), y_step.eq(-height_less)]
         with m.Elif(~last_line):
             m.d.comb += stride.eq(BEHIND["line"])
-            m.d.comb += y_step.eq(1 + r.stride2 - r.kernel_h_less)
+            m.d.comb += y_step.eq(1 + r.stride2 - height_less)
         with m.Else():
             m.d.comb += stride.eq(BEHIND["group"])
         # Whether a word advances is known late: it only enables, and nothing waits for it.
@@ -135,6 +148,6 @@ class WindowFetch(wiring.Component):
             turned = turned & last
         with m.If(advance):
             m.d.sync += outside.eq(_before(y, r.pad_top) | (y > r.row_last) | column_outside)
-            m.d.sync += ends_group.eq(turned)
+            m.d.sync += [ends_group.eq(turned), slice_.eq(row)]
         with m.If(advance | restart):
             m.d.sync += y.eq(Mux(turned | restart, 0, y + y_step))

@@ -22,6 +22,9 @@ class Lanes(wiring.Component):
     pair sums serve half of the output lanes in a cycle's first half and the others in its second,
     by the same adders; the accumulators of the two stand in a ring.
 
+    Behind the last step of a slice of the input but the last, the accumulators are shifted left by
+    a slice's bits (`arith.slices`), where `Geometry.window_slices` says so.
+
     Timing: a tile's sums stand in a memory (`hw.sums.SumMemory`) from `Geometry.lane_cycles` after
     its last step on, where they may be addressed, until `tile_cycles` later. The accumulators start
     from 0 with the step behind it. One step a cycle. Weights come one cycle after their step (a RAM
@@ -35,7 +38,7 @@ class Lanes(wiring.Component):
 
     Members
     -------
-    valid, x, last : In, a step as `hw.window.WindowBuffer` issues it
+    valid, x, last, slice_end : In, a step as `hw.window.WindowBuffer` issues it
     weights : In
         Of a pass, for its output lane o and pair i: bit 2*(o*pairs + i) ``same``, the next
         ``negate``.
@@ -52,6 +55,7 @@ class Lanes(wiring.Component):
                 "valid": In(1),
                 "x": In(data.ArrayLayout(lane, g.pixel_lanes)),
                 "last": In(1),
+                "slice_end": In(1),
                 "weights": In(g.pass_weight_bits),
                 "sum_address": In(range(max(g.output_lanes * g.pixel_lanes, 2))),
                 "sum": Out(signed(g.accumulator_bits)),
@@ -67,10 +71,17 @@ class Lanes(wiring.Component):
         # With the pair sums, the terms, and behind each level of the tree.
         valid = [Signal(name=f"valid{i}", reset_less=i > 0) for i in range(g.tree_levels + 2)]
         last = [Signal(name=f"last{i}", reset_less=True) for i in range(g.tree_levels + 2)]
-        m.d.sync += [valid[0].eq(self.valid), last[0].eq(self.valid & self.last)]
-        fast += [Cat(*valid[1:]).eq(Cat(*valid)), Cat(*last[1:]).eq(Cat(*last))]
+        ends = [Signal(name=f"slice_end{i}", reset_less=True) for i in range(len(last))]
+        m.d.sync += [
+            valid[0].eq(self.valid),
+            last[0].eq(self.valid & self.last),
+            ends[0].eq(self.slice_end),
+        ]
+        for stages in (valid, last, ends):
+            fast += Cat(*stages[1:]).eq(Cat(*stages))
         m.d.comb += [memory.write.eq(last[-1]), memory.pass_.eq(0)]
         finished = Signal(init=1)  # the sum that the ring passes on has been taken
+        raised = Signal(reset_less=True)  # it stands a slice above the steps that follow
         if g.pump > 1:
             written = Signal(reset_less=True)
             fast += written.eq(last[-1])
@@ -81,7 +92,7 @@ class Lanes(wiring.Component):
                 memory.pass_.eq(second if g.tree_levels % 2 == 0 else ~second),
             ]
             with m.If(valid[-1]):
-                fast += finished.eq(last[-1])
+                fast += [finished.eq(last[-1]), raised.eq(ends[-1])]
         for p in range(g.pixel_lanes):
             sums, differences = self._pairs(m, p)
             for o in range(g.pass_lanes):
@@ -103,10 +114,13 @@ class Lanes(wiring.Component):
                     with m.If(valid[-1]):
                         fast += accumulator.eq(Mux(last[-1], 0, after))
                 else:
+                    going_on = after
+                    if g.window_slices > 1:
+                        going_on = Mux(raised, after << g.activation_bits, after)
                     with m.If(valid[-1]):
                         fast += [
                             after.eq(accumulator + total),
-                            accumulator.eq(Mux(finished, 0, after)),
+                            accumulator.eq(Mux(finished, 0, going_on)),
                         ]
                 m.d.comb += memory.sums[o * g.pixel_lanes + p].eq(after)
         return m

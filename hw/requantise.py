@@ -319,7 +319,7 @@ class Requantiser(wiring.Component):
         total = Signal(signed(self.value_bits + 1), reset_less=True)
         pixel = self.byte << g.input_shift
         value = Mux(r.pool, self.pooled, Mux(self.input_mode, pixel, self.sum))
-        offset = Mux(r.pool, r.rounding, self.bias)
+        offset = Mux(r.pool, r.pad, self.bias)
         if g.addend_division:
             divided = r.divide & place.valid
             value = Mux(divided, self.quotient - r.quotient_zero, value)

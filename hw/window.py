@@ -6,7 +6,7 @@ from amaranth.hdl import Module, Mux, Signal, Value, signed
 from amaranth.lib import data, memory, stream, wiring
 from amaranth.lib.wiring import In, Out
 
-from compiler.geometry import Geometry
+from compiler.geometry import INPUT_ROWS, Geometry
 from hw.layout import struct
 
 
@@ -33,6 +33,7 @@ class WindowBuffer(wiring.Component):
     valid : Out(1), a step is issued in this cycle
     x : Out, activations, [pixel lane][input lane]
     last : Out(1), the step ends a tile
+    slice_end : Out(1), it ends a slice of the input
     weight_address : Out, of this step's weights in the ring
     o_pool : Out(stream of word_bits), the words while the record says pool
     pool_last : Out(1), with it: the word ends its window
@@ -53,6 +54,7 @@ class WindowBuffer(wiring.Component):
                 "valid": Out(1),
                 "x": Out(data.ArrayLayout(lane, geometry.pixel_lanes)),
                 "last": Out(1),
+                "slice_end": Out(1),
                 "weight_address": Out(range(geometry.weight_depth)),
                 "o_pool": Out(stream.Signature(geometry.word_bits)),
                 "pool_last": Out(1),
@@ -125,6 +127,8 @@ class WindowBuffer(wiring.Component):
             free.eq(~(stepping | pooling) | (self.valid & final) | (pooling & self.o_pool.ready)),
             take.eq(available & free),
         ]
+        if g.window_slices > 1:
+            self._slice(m, take, final)
         with m.If(take):
             m.d.sync += [stepping.eq(~r.pool), pooling.eq(r.pool)]
             m.d.sync += [last.eq(last_word), half.eq(0)]
@@ -140,6 +144,15 @@ class WindowBuffer(wiring.Component):
                     m.d.comb += self.x[lane].eq(steps[h])
         self._address(m, take, fresh, turn == 0, final)
         return m
+
+    def _slice(self, m: Module, take: Signal, final: Signal) -> None:
+        """A slice has a word a row of the window."""
+        row, last = Signal(range(INPUT_ROWS)), Signal(name="last_of_slice")
+        ends = row == INPUT_ROWS - 1
+        with m.If(take):
+            m.d.sync += row.eq(Mux(self.record.sliced & ~ends, row + 1, 0))
+            m.d.sync += last.eq(ends)
+        m.d.comb += self.slice_end.eq(last & final)
 
     @staticmethod
     def _count(m: Module, name: str, less: Value, step: Value) -> Signal:

@@ -58,7 +58,7 @@ class InputWriter(wiring.Component):
         real = Signal()  # the pixel exists: it is neither before the first nor behind the last
         begun = Signal()
         word = self.memory.address
-        slices = arith.num_slices(arith.INPUT_BITS, g.activation_bits)
+        slices = g.input_slices
         slice_ = Signal(range(max(slices, 2)))
         last_slot, last_slice = slot == columns - 1, slice_ == slices - 1
         last_column, last_row = column == h.width, row == h.height

@@ -63,7 +63,7 @@ def design(grid: bool = False):
 
 
 class _Tiles:
-    """Random steps, each (x, signs, last), and the sums that `arith` makes of each tile."""
+    """Random steps, and the sums that `arith` makes of each tile."""
 
     def __init__(self, geometry: Geometry, rng: np.random.Generator) -> None:
         self.g, self.rng = geometry, rng
@@ -71,10 +71,12 @@ class _Tiles:
         worst = geometry.input_lanes * self.top + geometry.input_lanes // 2
         self.most = ((1 << geometry.accumulator_bits - 1) - 1) // worst
 
-    def tile(self, kind: str) -> tuple[list[tuple[int, int, int]], list[int]]:
-        """One tile of steps as (x, weights, last) words, and its sums as integers."""
+    def tile(self, kind: str) -> tuple[list[tuple[int, int, int, int]], list[int]]:
+        """One tile of steps as (x, weights, last, slice_end) words, and its sums as integers."""
         g, rng = self.g, self.rng
         steps = self.most if kind in ("lowest", "highest") else int(rng.integers(1, 12))
+        slices = g.window_slices if kind == "sliced" else 1
+        steps *= slices
         x = rng.integers(0, self.top, (steps, g.pixel_lanes, g.input_lanes), endpoint=True)
         signs = rng.choice(np.array([-1, 1], np.int8), (steps, g.output_lanes, g.input_lanes))
         if kind in ("lowest", "highest"):
@@ -85,10 +87,18 @@ class _Tiles:
         each = arith.pair_sum(x[:, None], same[:, :, None], negate[:, :, None])
         coded = np.stack([same, negate], axis=-1)
         words = [
-            (join(x[s].ravel(), g.activation_bits), join(coded[s].ravel(), 1), int(s == steps - 1))
+            (
+                join(x[s].ravel(), g.activation_bits),
+                join(coded[s].ravel(), 1),
+                int(s == steps - 1),
+                int(slices > 1 and (s + 1) % (steps // slices) == 0),
+            )
             for s in range(steps)
         ]
-        return words, [int(v) for v in each.sum(axis=0).ravel()]
+        sums = each.reshape(slices, -1, *each.shape[1:]).sum(axis=1)
+        total = sum(part << g.activation_bits * i for i, part in enumerate(reversed(sums)))
+        half = 1 << g.accumulator_bits - 1
+        return words, [int((v + half) % (2 * half) - half) for v in total.ravel()]
 
 
 async def _run(dut, name: str, geometry: Geometry, tiles: int, gap: float) -> int:
@@ -96,8 +106,8 @@ async def _run(dut, name: str, geometry: Geometry, tiles: int, gap: float) -> in
     g, ports, edge, middle = geometry, Ports(dut, name), RisingEdge(dut.clk), FallingEdge(dut.clk)
     rng = np.random.default_rng([cocotb.RANDOM_SEED, len(name), int(gap * 10)])
     draw = _Tiles(g, rng)
-    kinds = ["lowest", "highest", *rng.choice(["random", "ends"], tiles)]
-    steps: list[tuple[int, int, int, list[int]]] = []
+    kinds = ["lowest", "highest", *rng.choice(["random", "ends", "sliced"], tiles)]
+    steps: list[tuple[int, int, int, int, list[int]]] = []
     for kind in kinds:
         words, sums = draw.tile(kind)
         steps += [(*word, sums) for word in words]
@@ -110,10 +120,10 @@ async def _run(dut, name: str, geometry: Geometry, tiles: int, gap: float) -> in
         weights = None
         busy = bool(steps) and rng.random() >= gap and not (steps[0][2] and cycle < clear)
         ports.valid.value = int(busy)
-        ports.last.value = int(rng.integers(2))
+        ports.last.value, ports.slice_end.value = int(rng.integers(2)), int(rng.integers(2))
         if busy:
-            x, weights, last, sums = steps.pop(0)
-            ports.x.value, ports.last.value = x, last
+            x, weights, last, slice_end, sums = steps.pop(0)
+            ports.x.value, ports.last.value, ports.slice_end.value = x, last, slice_end
             if last:
                 due |= {cycle + g.lane_cycles + i: (i, total) for i, total in enumerate(sums)}
                 clear = cycle + max(values, g.tile_cycles)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import cocotb
 import numpy as np
@@ -35,7 +36,7 @@ class Window(wiring.Component):
     Members
     -------
     record, layer_start, start, busy, memory : of the fetch
-    marked, gate, valid, x, last, weight_address, o_pool : of the buffer
+    marked, gate, valid, x, last, slice_end, weight_address, o_pool : of the buffer
     """
 
     def __init__(self, geometry: Geometry) -> None:
@@ -54,6 +55,7 @@ class Window(wiring.Component):
                 "valid": Out(1),
                 "x": Out(buffer.x.shape()),
                 "last": Out(1),
+                "slice_end": Out(1),
                 "weight_address": Out(buffer.weight_address.shape()),
                 "o_pool": Out(stream.Signature(geometry.word_bits)),
             }
@@ -77,7 +79,7 @@ class Window(wiring.Component):
             buffer.data.eq(fetch.data),
             buffer.gate.eq(self.gate),
         ]
-        for name in ("marked", "valid", "x", "last", "weight_address"):
+        for name in ("marked", "valid", "x", "last", "slice_end", "weight_address"):
             m.d.comb += getattr(self, name).eq(getattr(buffer, name))
         return m
 
@@ -106,11 +108,11 @@ class Map:
         return self.first + (plane * self.height + y) * self.width + x
 
 
-def _digit(plan: Schedule, source: str, part: int) -> int:
-    """The zero point of one slice of a tensor, in every lane of a word."""
+def _digits(plan: Schedule, source: str) -> list[int]:
+    """The zero point of each slice of a tensor, in every lane of a word."""
     g, tensor = plan.geometry, plan.program[source]
-    digit = arith.slices(np.array(tensor.zero), tensor.bits, g.activation_bits)[part]
-    return join([int(digit)] * g.word_channels, g.activation_bits)
+    digits = arith.slices(np.array(tensor.zero), tensor.bits, g.activation_bits)
+    return [join([int(d)] * g.word_channels, g.activation_bits) for d in digits]
 
 
 def pool_addresses(plan: Schedule, op: Pool) -> Iterator[tuple[int, int | None]]:
@@ -134,16 +136,24 @@ def pool_addresses(plan: Schedule, op: Pool) -> Iterator[tuple[int, int | None]]
 
 @dataclass(frozen=True)
 class Step:
-    """What the lanes get in one cycle: an address (or padding) a pixel lane, a part of the word."""
+    """What the lanes get in one cycle: an address (or padding) a pixel lane, a part of the word.
+
+    ``part`` is the slice of the input it belongs to, and ``slice_end`` says that it is its last.
+    """
 
     addresses: tuple[int | None, ...]
     half: int
     weight: int
-    last: bool
+    part: int
+    slice_end: bool
+    last: bool = False
 
 
 def conv_steps(plan: Schedule, layer: Layer, op: Conv, part: int) -> Iterator[list[Step]]:
-    """The steps of each group of a convolution (slice ``part`` of it), weights from 0."""
+    """The steps of each group of a convolution, weights from 0.
+
+    Of the input's slices it is ``part``, or all where the geometry takes them together.
+    """
     g, program = plan.geometry, plan.program
     source, out = program[op.source], program[op.output]
     summed = source.kind == "sum"
@@ -151,13 +161,16 @@ def conv_steps(plan: Schedule, layer: Layer, op: Conv, part: int) -> Iterator[li
         source = program[next(o.source for o in program.ops if o.output == op.source)]
     region = plan.region(source.name)
     kernel, pads, planes = (op.kernel, op.kernel), op.pads, -(-source.channels // g.word_channels)
-    area = Map(region.first, source.height, source.width, 0)
+    areas = {part: Map(region.first, source.height, source.width, 0)}
     if summed:
         kernel, pads = (source.height, source.width), arith.Pads(0, 0, 0, 0)
     elif source.bits > g.activation_bits or op.source == program.ops[0].output:
         slices = arith.num_slices(source.bits, g.activation_bits)
-        first = region.first + part * (region.words // slices) + 2
-        area = Map(first, source.height, source.width, 0)
+        together = g.pump > 1 and not g.plain_input
+        areas = {
+            s: Map(region.first + s * (region.words // slices) + 2, source.height, source.width, 0)
+            for s in (range(slices) if together else [part])
+        }
         kernel, pads, planes = (3, 1), arith.Pads(1, 0, 1, 0), 1
     apart = 0 if summed else 1  # pixel lanes of a window over the whole map read the same
     for _ in layer.params:
@@ -165,24 +178,21 @@ def conv_steps(plan: Schedule, layer: Layer, op: Conv, part: int) -> Iterator[li
         for y in range(out.height):
             for tile in range(-(-out.width // g.pixel_lanes)):
                 steps: list[Step] = []
-                for column in range(kernel[1]):
-                    for row in range(kernel[0]):
-                        for plane in range(planes):
-                            at = tuple(
-                                area.address(
-                                    plane,
-                                    y * op.stride + row - pads.top,
-                                    (tile * g.pixel_lanes + p * apart) * op.stride
-                                    + column
-                                    - pads.left,
-                                )
-                                for p in range(g.pixel_lanes)
-                            )
-                            for half in range(g.halves):
-                                weight = plane * g.halves + half if summed else len(steps)
-                                steps.append(Step(at, half, weight, last=False))
-                end = steps[-1]
-                group += [*steps[:-1], Step(end.addresses, end.half, end.weight, last=True)]
+                walk = itertools.product(range(kernel[1]), areas, range(kernel[0]), range(planes))
+                for column, s, row, plane in walk:
+                    at = tuple(
+                        areas[s].address(
+                            plane,
+                            y * op.stride + row - pads.top,
+                            (tile * g.pixel_lanes + p * apart) * op.stride + column - pads.left,
+                        )
+                        for p in range(g.pixel_lanes)
+                    )
+                    for half in range(g.halves):
+                        weight = plane * g.halves + half if summed else len(steps)
+                        ends = row == kernel[0] - 1 and half == g.halves - 1 and len(areas) > 1
+                        steps.append(Step(at, half, weight, s, ends))
+                group += [*steps[:-1], replace(steps[-1], last=True)]
         yield group
 
 
@@ -215,7 +225,7 @@ class _Point:
         self.rng = random.Random(f"{cocotb.RANDOM_SEED}/{name}")
         self.edge = RisingEdge(dut.clk)
         self.memory = _Memory(dut, name, geometry, self.rng)
-        self.steps: list[tuple[int, int, int]] = []
+        self.steps: list[tuple[int, int, int, int]] = []
         self.words: list[int] = []
         self.closed = 0.0
         self.ring = 0
@@ -229,9 +239,10 @@ class _Point:
             ports.gate.value, ports.o_pool__ready.value = gate, take
             await self.edge
             if ports.valid.value == 1:
-                last = int(ports.last.value)
+                last, ends = int(ports.last.value), int(ports.slice_end.value)
                 assert gate or not last, f"{self.name}: a tile ends while the gate is closed"
-                self.steps.append((int(ports.x.value), last, int(ports.weight_address.value)))
+                weight = int(ports.weight_address.value)
+                self.steps.append((int(ports.x.value), last, ends, weight))
             if take and ports.o_pool__valid.value == 1:
                 self.words.append(int(ports.o_pool__payload.value))
 
@@ -272,14 +283,16 @@ class _Point:
         g = self.g
         groups = list(conv_steps(plan, layer, op, part))
         await self.groups(layer, len(groups), sum(map(len, groups)))
-        pad = _digit(plan, self.source(plan, op), part)
+        pads = _digits(plan, self.source(plan, op))
         lane_bits = g.input_lanes * g.activation_bits
         expected = []
         for group in groups:
             for step in group:
+                pad = pads[step.part]
                 words = [pad if a is None else self.memory.words[a] for a in step.addresses]
                 x = join([w >> step.half * lane_bits for w in words], lane_bits)
-                expected.append((x, int(step.last), (self.ring + step.weight) % g.weight_depth))
+                weight = (self.ring + step.weight) % g.weight_depth
+                expected.append((x, int(step.last), int(step.slice_end), weight))
             self.ring += layer.record["weight_words"]
         got, self.steps = self.steps, []
         self.hold(layer.name, expected, got)
