@@ -155,6 +155,7 @@ class Host(wiring.Component):
         self._replied_stb = Signal()
         self._check_byte = Signal(8)
         self._check_stb = Signal()  # the byte that is being transferred counts for the check
+        self._checking = Signal()  # that of the cycle before is being taken into it
 
     @property
     def timeout(self) -> int:
@@ -181,13 +182,21 @@ class Host(wiring.Component):
         return m
 
     def _add_check(self, m: Module, *, restart: Value) -> None:
-        """The CRC, of requests and replies in turn: they never overlap."""
+        """The CRC, of requests and replies in turn: they never overlap.
+
+        It takes a byte a cycle later: what is being sent is known late.
+        """
         crc = CRC.create()
         # Its own `start` costs a LUT a bit, to begin and take a byte in one cycle.
         m.submodules.crc = ResetInserter(restart)(crc)
+        byte = Signal(8)
+        m.d.sync += [
+            self._checking.eq(self._check_stb),
+            byte.eq(Mux(self._replying, self.o_bytes.payload, self.i_bytes.payload)),
+        ]
         m.d.comb += [
-            crc.valid.eq(self._check_stb),
-            crc.data.eq(Mux(self._replying, self.o_bytes.payload, self.i_bytes.payload)),
+            crc.valid.eq(self._checking),
+            crc.data.eq(byte),
             self._check_byte.eq(Mux(self._index[0], crc.crc[8:], crc.crc[:8])),
         ]
 
@@ -326,7 +335,10 @@ class Host(wiring.Component):
             m.d.comb += i.ready.eq(1)
             m.next = "CHECK"
 
-        with m.State("CHECK"), m.If(self._send(m, self._check_byte, checked=False)):
+        with (
+            m.State("CHECK"),
+            m.If(self._send(m, self._check_byte, valid=~self._checking, checked=False)),
+        ):
             m.d.sync += self._index[0].eq(~self._index[0])
             with m.If(self._index[0]):
                 m.d.comb += self._replied_stb.eq(1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from amaranth.hdl import Module, ResetInserter
+from amaranth.hdl import Module, ResetInserter, Signal
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out, connect, flipped
 
@@ -102,7 +102,8 @@ class Top(wiring.Component):
             store.data.eq(flash.data),
             flash.room.eq(store.room),
         ]
-        engine_error = engine.error | store.error
+        engine_error = Signal()  # from a register: it comes late, and nobody hurries
+        m.d.sync += engine_error.eq(engine.error | store.error)
         m.d.comb += [
             receiver.rx.eq(self.rx),
             self.tx.eq(transmitter.tx),

@@ -33,6 +33,9 @@ NOT_RUN = "not run"
 MARK = "<!-- from here on: python -m train reproduce -->"
 """In a report, what follows it is replaced; what stands before it is for people to write."""
 
+NO_MACHINE = "|  |"
+"""How the line of a cell ends of which there is no error."""
+
 COLUMNS = ("weights", "net", "data", "epochs", "paper", "ours", "seed", "machine")
 
 
@@ -161,11 +164,27 @@ def plain(table: Table, out: Path) -> list[dict[str, Any]]:
 
 
 def write_report(path: Path, text: str) -> None:
-    """Replace what stands behind `MARK` in a report; raises `SignumError` where that is not."""
-    before, mark, _ = path.read_text().partition(MARK)
+    """Renew what stands behind `MARK` in a report; raises `SignumError` where that is not.
+
+    A cell that was run elsewhere keeps its line while ``text`` has no error for it: folders of runs
+    stay on the machine that made them.
+    """
+    before, mark, old = path.read_text().partition(MARK)
     if not mark:
         raise SignumError(f"{path} must hold the line {MARK}", hint="the tables go behind it")
-    path.write_text(f"{before}{MARK}\n\n{text}")
+    known = {cell: line for cell, line in _lines(old) if not line.endswith(NO_MACHINE)}
+    lines = [
+        known.get(cell, line) if line.endswith(NO_MACHINE) else line for cell, line in _lines(text)
+    ]
+    path.write_text("\n".join([f"{before}{MARK}", "", *lines, ""]))
+
+
+def _lines(text: str) -> Iterable[tuple[tuple[str, ...], str]]:
+    """Lines of tables, each with its title and the columns that say which cell it is."""
+    title = ""
+    for line in text.splitlines():
+        title = line if line.startswith("## ") else title
+        yield (title, *line.split(" | ")[: COLUMNS.index("paper")]), line
 
 
 def _cells(cell: Cell, found: Found) -> list[str]:
