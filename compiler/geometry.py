@@ -371,13 +371,13 @@ class Geometry:
     def param_fields(self) -> tuple[tuple[str, int], ...]:
         """One channel's parameters.
 
-        bias (signed) is added to the accumulator; gain is one of `GAINS`; offset (signed) and
-        divisor are the staircase's.
+        bias (signed) is added to the accumulator; gain is one of `GAINS`; start (signed) is the
+        dividend of 0, the staircase's offset negated; divisor is the staircase's.
         """
         return (
             ("bias", self.bias_bits),
             ("gain", 2),
-            ("offset", self.offset_bits),
+            ("start", self.offset_bits),
             ("divisor", self.divisor_bits),
         )
 

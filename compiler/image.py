@@ -364,7 +364,7 @@ class _Reader:
         return values
 
     def param(self) -> Param:
-        return Param(**self.fields(self.geometry.param_fields, ("bias", "offset")))
+        return Param(**self.fields(self.geometry.param_fields, ("bias", "start")))
 
     def layer(self, name: str) -> ImageLayer:
         g = self.geometry

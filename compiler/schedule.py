@@ -50,7 +50,7 @@ class Param:
 
     bias: int
     gain: int
-    offset: int
+    start: int
     divisor: int
 
 
@@ -484,14 +484,14 @@ class _Builder:
         divisor = wide.divisors[channel]
         if gain == 0:
             offset, divisor = stairs.offsets[channel], stairs.divisors[channel]
-        p = Param(bias, GAINS[gain], offset, divisor)
+        p = Param(bias, GAINS[gain], -offset, divisor)
         return self._checked(where, p, offset_bits)
 
     def _checked(self, where: str, p: Param, offset_bits: int) -> Param:
         g = self.geometry
         for name, width, need in (
             ("bias", g.bias_bits, arith.bits_signed(p.bias, p.bias)),
-            ("offset", offset_bits, arith.bits_signed(p.offset, p.offset)),
+            ("offset", offset_bits, arith.bits_signed(p.start, p.start)),
             ("divisor", g.divisor_bits, arith.bits_unsigned(p.divisor)),
         ):
             if need > width:
@@ -984,7 +984,7 @@ class _Builder:
             stairs = f.quantise.staircase
             if record["requantise"]:
                 zero = self.program[f.quantise.output].zero
-        idle = Param(0, NO_CHANNEL, -zero, 1)
+        idle = Param(0, NO_CHANNEL, zero, 1)
         return tuple(
             tuple(
                 self.param(f.name, stairs, c, bias[c]) if c < channels else idle

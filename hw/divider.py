@@ -46,22 +46,22 @@ class SerialDivider(wiring.Component):
         m = Module()
         shifted_bits = self._divisor_bits + self._steps - 1
         remainder = Signal(signed(self._dividend_bits))
-        shifted = Signal(shifted_bits)
+        less_shifted = Signal(shifted_bits)  # complemented, as the subtraction's carry takes it
         left = Signal(range(self._steps + 1))
         rest = Signal(signed(max(self._dividend_bits, shifted_bits + 1) + 1))
         bit = ~rest[-1]
-        m.d.comb += rest.eq(remainder - shifted)
+        m.d.comb += rest.eq(remainder - ~less_shifted)
         m.d.sync += self.done.eq(left == 1)
         with m.If(self.start):
             m.d.sync += [
                 remainder.eq(self.dividend),
-                shifted.eq(self.divisor << (self._steps - 1)),
+                less_shifted.eq(~(self.divisor << (self._steps - 1))),
                 left.eq(self._steps),
             ]
         with m.Elif(left != 0):
             m.d.sync += [
                 remainder.eq(Mux(bit, rest, remainder)),
-                shifted.eq(shifted >> 1),
+                less_shifted.eq(Cat(less_shifted[1:], 1)),
                 self.quotient.eq(Cat(bit, self.quotient)),
                 left.eq(left - 1),
             ]

@@ -143,8 +143,15 @@ class WindowFetch(wiring.Component):
             with m.If((advance & turned) | restart):
                 m.d.sync += [counter.eq(onward), last.eq(onward == less)]
                 if counter is column:
-                    beyond = _before(onward, r.pad_left) | (onward > r.column_last)
-                    m.d.sync += column_outside.eq(beyond)
+                    # Compared with the map's last as it leaves it, not as it comes: that is sooner.
+                    wraps, past = last | restart, Signal()
+                    in_front = wraps & r.pad_left
+                    if len(r.pad_left) > 1:
+                        in_front = onward < r.pad_left
+                    m.d.sync += past.eq(~wraps & (past | (column == r.column_last)))
+                    m.d.sync += column_outside.eq(
+                        in_front | (~wraps & (past | (column == r.column_last)))
+                    )
             turned = turned & last
         with m.If(advance):
             m.d.sync += outside.eq(_before(y, r.pad_top) | (y > r.row_last) | column_outside)

@@ -107,7 +107,11 @@ class Lanes(wiring.Component):
                     fast += term.eq(chosen ^ Mux(negate, Const(-1, width), 0))
                     terms.append(term)
                 total = self._tree(m, terms, f"{o}_{p}")
-                accumulator = Signal(signed(g.accumulator_bits), name=f"accumulator{o}_{p}")
+                # In a ring it starts with 0 and is never left otherwise: a reset would join the
+                # enable, which two clocks then wait for.
+                accumulator = Signal(
+                    signed(g.accumulator_bits), name=f"accumulator{o}_{p}", reset_less=g.pump > 1
+                )
                 after = Signal.like(accumulator, name=f"after{o}_{p}", reset_less=True)
                 if g.pump == 1:
                     m.d.comb += after.eq(accumulator + total)

@@ -8,7 +8,7 @@ from amaranth.lib.wiring import In, Out
 
 from compiler.geometry import Geometry
 
-SIGNED = frozenset({"bias", "offset"})
+SIGNED = frozenset({"bias", "start"})
 
 
 def struct(fields: tuple[tuple[str, int], ...]) -> data.StructLayout:

@@ -240,7 +240,8 @@ class Requantiser(wiring.Component):
         returned = Signal()  # dividing: the quotient has come and is given
         channel, slot = Signal(range(max(g.output_lanes, 2))), Signal(range(max(cycles, 2)))
         image_channel = Signal(3)
-        slow = self.input_mode | r.last | self._divides
+        slow = Signal()  # the record, and the mode, have long stood when a value comes
+        m.d.sync += slow.eq(self.input_mode | r.last | self._divides)
         held = self._divides & ~returned
         final_slot, final_channel = Signal(), Signal()
         self._tile_last = tile_last = self.tile.row_end & self.tile.last_row
@@ -328,7 +329,8 @@ class Requantiser(wiring.Component):
         aligned = Signal(signed(self.value_bits + 1))
         m.d.comb += aligned.eq(Mux(r.pool, total >> POOL_SHIFT, total))
         moved = Signal(signed(max(self.value_bits, g.accumulator_bits + 1 + g.max_left_shift)))
-        down = Mux(self.input_mode, g.max_left_shift, r.down)
+        down = Signal.like(r.down)
+        m.d.sync += down.eq(Mux(self.input_mode, g.max_left_shift, r.down))
         m.d.comb += moved.eq((aligned << g.max_left_shift) >> down)
         return moved
 
@@ -385,7 +387,10 @@ class Requantiser(wiring.Component):
         return x, at_x
 
     def _divide(self, m: Module, x: Signal, at: data.View, param: data.View) -> tuple:
-        """The staircase: 2**F * (gain * x) - offset, then two comparisons a cycle.
+        """The staircase: 2**F * (gain * x) + start, then the comparisons.
+
+        The divisor is held as its complement: a carry chain that subtracts takes that, and the
+        registers in front of it make it for nothing, where a complement behind them is a LUT a bit.
 
         Returns the activation, its place, and whether the layer has a use for it. That, and whether
         it completes a word, is known a cycle early, for the memory's port waits for it.
@@ -395,12 +400,12 @@ class Requantiser(wiring.Component):
         turned = Signal(signed(self.x_bits))
         alive = param.gain[0] ^ param.gain[1]
         m.d.comb += turned.eq((x ^ param.gain[1].replicate(len(x))) & alive.replicate(len(x)))
-        y, d = Signal(signed(self.dividend_bits)), Signal(g.divisor_bits)
+        y, less_d = Signal(signed(self.dividend_bits)), Signal(g.divisor_bits)
         place, q = Signal(at.shape()), Signal(b)
         keep = Signal()
         m.d.sync += [
-            y.eq((turned << g.fraction_bits) - param.offset),
-            d.eq(param.divisor),
+            y.eq((turned << g.fraction_bits) + param.start),
+            less_d.eq(~param.divisor),
             keep.eq(param.gain != NO_CHANNEL),
             place.eq(at),
         ]
@@ -409,7 +414,7 @@ class Requantiser(wiring.Component):
             starts |= place.divide
         m.d.comb += [
             self.dividend.eq(y),
-            self.divisor.eq(d),
+            self.divisor.eq(~less_d),
             self.keep.eq(keep),
             self.quotient_start.eq(starts),
         ]
@@ -417,19 +422,19 @@ class Requantiser(wiring.Component):
         y = y[: self.quotient_bits].as_signed()
         for j in range(b - 1, -1, -1):
             rest, bit = (
-                Signal(signed(max(self.quotient_bits, len(d) + j + 1) + 1), name=f"rest{j}"),
+                Signal(signed(max(self.quotient_bits, len(less_d) + j + 1) + 1), name=f"rest{j}"),
                 Signal(name=f"bit{j}"),
             )
-            m.d.comb += [rest.eq(y - (d << j)), bit.eq(~rest[-1])]
+            m.d.comb += [rest.eq(y - (~less_d << j)), bit.eq(~rest[-1])]
             after = Signal(signed(self.quotient_bits), name=f"after{j}")
             m.d.comb += after.eq(Mux(bit, rest, y))
             y, q = after, Cat(bit, q)[:b]
             if (b - j) % STEPS_PER_CYCLE == 0 or j == 0:
                 registers = []
-                for value, name in ((y, "y"), (d, "d"), (q, "q")):
+                for value, name in ((y, "y"), (less_d, "less_d"), (q, "q")):
                     registers.append(Signal.like(value, name=f"{name}{j}", reset_less=True))
                     m.d.sync += registers[-1].eq(value)
-                y, d, q = registers
+                y, less_d, q = registers
                 following = Signal(at.shape(), name=f"place{j}")
                 m.d.sync += following.eq(place)
                 before, place = place, following

@@ -38,7 +38,7 @@ class Scorer(wiring.Component):
     def elaborate(self, platform: object) -> Module:
         m = Module()
         label, best_label = Signal(8), Signal(8)
-        best = Signal(arith.SCORE_BITS)
+        less_best = Signal(arith.SCORE_BITS)  # complemented, as a comparison's carry takes it
         better, last, passed = Signal(), Signal(), Signal()
         answer = self.o.payload
         m.d.comb += [
@@ -51,7 +51,7 @@ class Scorer(wiring.Component):
         with m.If(self.valid):
             m.d.sync += [
                 self.o.valid.eq(1),
-                better.eq((label == 0) | (self.quotient > best)),
+                better.eq((label == 0) | (self.quotient > ~less_best)),
                 last.eq(label + 1 == self.classes),
             ]
         with m.Elif(passed):
@@ -59,5 +59,5 @@ class Scorer(wiring.Component):
         with m.If(self.taken):
             m.d.sync += label.eq(Mux(last, 0, label + 1))
             with m.If(better):
-                m.d.sync += [best.eq(self.quotient), best_label.eq(label)]
+                m.d.sync += [less_best.eq(~self.quotient), best_label.eq(label)]
         return m

@@ -177,27 +177,28 @@ class ImageStore(wiring.Component):
         with m.If(written):
             m.d.sync += number.eq(number + 1)
 
-        # Downwards from the memory's end: setting a counter to all ones costs nothing, and the
-        # last word's address is the only one to keep. Whoever moved last says whether equal
-        # addresses mean that all is full or all empty. Two cycles lie between a word's last byte
-        # and another's first, and between reads, so that comparisons may be a cycle late.
-        front, back = Signal(g.address_bits, init=-1), Signal(g.address_bits, init=-1)
+        # Downwards from the memory's end, so the last word's address is the only one to keep; what
+        # counts are the complements, which begin with 0 and need no other in their carries. Whoever
+        # moved last says whether equal addresses mean that all is full or all empty. Two cycles lie
+        # between a word's last byte and another's first, and between reads, so that comparisons may
+        # be a cycle late.
+        front, back = Signal(g.address_bits), Signal(g.address_bits)
         here = Signal(g.address_bits)
         ahead, arrived = Signal(), Signal()
         full, empty = Signal(), Signal(init=1)
         front_turns, back_turns = Signal(), Signal()
-        m.d.comb += here.eq(Mux(self.write.valid, front, back))
+        m.d.comb += here.eq(~Mux(self.write.valid, front, back))
         with m.If(filled):
-            m.d.sync += front.eq(Mux(front_turns, -1, front - 1))
+            m.d.sync += front.eq(Mux(front_turns, 0, front + 1))
         with m.If(emptied):
-            m.d.sync += back.eq(Mux(back_turns, -1, back - 1))
+            m.d.sync += back.eq(Mux(back_turns, 0, back + 1))
         with m.If(filled | emptied):
             m.d.sync += ahead.eq(filled)
         m.d.sync += [
             full.eq((front == back) & ahead & self.loaded),
             empty.eq((front == back) & ~ahead & streamed),
-            front_turns.eq(front == last),
-            back_turns.eq(back == last),
+            front_turns.eq(front == ~last),
+            back_turns.eq(back == ~last),
             arrived.eq(emptied),
         ]
         m.d.comb += [
