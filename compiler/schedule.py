@@ -963,8 +963,8 @@ class _Builder:
         split = full.reshape(
             groups, g.output_lanes, words, g.halves, g.input_lanes, rows, columns
         ).transpose(0, 6, 5, 2, 3, 1, 4)  # group, column, row, word, half, output, input
-        steps = split.reshape(groups, -1, g.output_lanes, g.input_lanes)
-        return np.tile(steps, (1, self._slices_of(record), 1, 1))
+        slice_ = split.reshape(groups, -1, g.output_lanes, g.input_lanes)
+        return np.concatenate([slice_] * self._slices_of(record), axis=1)
 
     @staticmethod
     def _slices_of(record: Mapping[str, int]) -> int:

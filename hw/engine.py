@@ -111,6 +111,7 @@ class Engine(wiring.Component):
         connect(m, requantiser.residual_write, arbiter.residual_write)
         connect(m, requantiser.activation_write, arbiter.activation_write)
         connect(m, writer.memory, arbiter.input_write)
+        soon = requantiser.soon | writer.soon
         connect(m, fetch.memory, arbiter.fetch)
         connect(m, flipped(self.image_write), arbiter.image_write)
         connect(m, flipped(self.image_read), arbiter.image_read)
@@ -125,12 +126,13 @@ class Engine(wiring.Component):
         tile_step, self._group_done = requantiser.tile_step | pool.tile_step, requantiser.group_done
         if g.max_pool:
             maximum = self._maximum(m, record, loader, window, tiles, arbiter)
+            soon = soon | maximum.soon
             tile_step, self._group_done = (
                 tile_step | maximum.tile_step,
                 requantiser.group_done | maximum.group_done,
             )
             m.d.comb += requantiser.input_done.eq(maximum.group_done)  # its parameters are unused
-        m.d.comb += tiles.step.eq(tile_step)
+        m.d.comb += [tiles.step.eq(tile_step), arbiter.soon.eq(soon)]
         self._divide(m, record, loader, requantiser, divider, writer, scorer)
         self._control(m, record, loader, fetch, window, requantiser, writer)
         connect(m, flipped(self.i_image), loader.i)

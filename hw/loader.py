@@ -137,7 +137,7 @@ class Loader(wiring.Component):
         with m.FSM():
             with m.State("header"):
                 m.d.comb += self.known.eq(0)
-                with m.If(taken):
+                with m.If(self.i.valid):  # and taken: nothing is in the way here
                     m.d.sync += count.eq(count + 1)
                     for i, value in enumerate(expected):
                         with m.If(count == i):
@@ -154,7 +154,7 @@ class Loader(wiring.Component):
                 m.d.sync += left.eq(sum((channels for _ in range(g.param_words - 1)), channels))
                 enter("input")
             with m.State("input"):
-                with m.If(taken):
+                with m.If(self.i.valid):
                     m.d.sync += left.eq(left - 1)
                     with m.If(left == 1):
                         enter("input ready")
@@ -166,7 +166,7 @@ class Loader(wiring.Component):
                 with m.If(self.next_layer):
                     enter("record")
             with m.State("record"):
-                with m.If(taken):
+                with m.If(self.i.valid):
                     m.d.sync += count.eq(count + 1)
                     self._keep(m, record, count, word, stride_words)
                     m.d.comb += self.strides.parts.eq(of_strides << part_of_row)

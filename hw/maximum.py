@@ -25,6 +25,7 @@ class Maximum(wiring.Component):
     i : In(stream of word_bits); last : In(1), with it: the word ends its window
     falling : In, a bit a lane, in the cycle after a window's last word
     memory : Out(memory_write); never held up
+    soon : Out(1), it will ask in the next cycle
     group_done : Out(1), strobe, the plane's last word is written
     """
 
@@ -40,6 +41,7 @@ class Maximum(wiring.Component):
                 "last": In(1),
                 "falling": In(geometry.word_channels),
                 "memory": Out(memory_write(geometry)),
+                "soon": Out(1),
                 "group_done": Out(1),
             }
         )
@@ -51,7 +53,8 @@ class Maximum(wiring.Component):
         begins, full = Signal(init=1), Signal()
         best = [Signal(b, name=f"best{lane}") for lane in range(g.word_channels)]
         m.d.comb += self.i.ready.eq(1)
-        m.d.sync += full.eq(self.i.valid & self.last)
+        m.d.comb += self.soon.eq(self.i.valid & self.last)
+        m.d.sync += full.eq(self.soon)
         with m.If(self.i.valid):
             m.d.sync += begins.eq(self.last)
             for lane, value in enumerate(best):

@@ -117,6 +117,8 @@ class MemoryArbiter(wiring.Component):
 
     Members
     -------
+    soon : In(1), one of the first dict's clients will ask in the next cycle: whether the others
+        may is then known from a register
     <name> : In(memory_read) or In(memory_write)
     """
 
@@ -125,6 +127,7 @@ class MemoryArbiter(wiring.Component):
         kinds = {name: kind for group in clients for name, kind in group.items()}
         signatures = {"read": memory_read(geometry), "write": memory_write(geometry)}
         ports = {
+            "soon": In(1),
             "write": Out(1),
             "address": Out(geometry.address_bits),
             "write_data": Out(geometry.word_bits),
@@ -137,6 +140,8 @@ class MemoryArbiter(wiring.Component):
         m = Module()
         taken: Value = Const(0, 1)
         before = taken
+        asked = Signal()  # by one of the first
+        m.d.sync += asked.eq(self.soon)
         granted: dict[str, Signal] = {}
         writers = []
         for group in self._clients:
@@ -148,7 +153,8 @@ class MemoryArbiter(wiring.Component):
                     writers.append(name)
                 else:
                     m.d.comb += client.data.eq(self.read_data)
-            before, taken = taken, taken | Cat(getattr(self, name).valid for name in group).any()
+            asks = Cat(getattr(self, name).valid for name in group).any()
+            before, taken = taken, taken | (asked if group is self._clients[0] else asks)
         # Whether the last one asks is known late, and a read that nobody wants does no harm: its
         # address stands there unless somebody else asks.
         last, last_kind = list(self._clients[-1].items())[-1]

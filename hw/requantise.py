@@ -123,6 +123,7 @@ class Requantiser(wiring.Component):
     input_done : In(1), strobe: the parameters of the input, or of a layer that does not come here,
         are not needed any more
     residual_read, residual_write, activation_write : memory ports
+    soon : Out(1), one of them will ask in the next cycle
     dividend, divisor, keep, quotient_start : Out, to the serial divider
     quotient_done : In(1); quotient : In, holds until the next start
     group_done : Out(1), strobe: the group's last value is through
@@ -162,6 +163,7 @@ class Requantiser(wiring.Component):
                 "residual_read": Out(memory_read(g)),
                 "residual_write": Out(memory_write(g)),
                 "activation_write": Out(memory_write(g)),
+                "soon": Out(1),
                 "dividend": Out(signed(self.dividend_bits)),
                 "divisor": Out(g.divisor_bits),
                 "keep": Out(1),
@@ -186,6 +188,7 @@ class Requantiser(wiring.Component):
         q, at_q, useful = self._divide(m, x, at_x, param)
         self._write_residuals(m, x, at_x, param)
         self._write_activations(m, q, at_q, useful)
+        m.d.comb += self.soon.eq(Cat(self._asking).any())
         sequence_done = self._sequence_done
         with m.If(self.record.last):
             m.d.comb += self.group_done.eq(sequence_done & self._tile_last & ~self.input_mode)
@@ -243,14 +246,13 @@ class Requantiser(wiring.Component):
         slow = Signal()  # the record, and the mode, have long stood when a value comes
         m.d.sync += slow.eq(self.input_mode | r.last | self._divides)
         held = self._divides & ~returned
-        final_slot, final_channel = Signal(), Signal()
+        final_slot, last_channel = Signal(), Signal()  # the latter compared as it comes
         self._tile_last = tile_last = self.tile.row_end & self.tile.last_row
         done = self._sequence_done
         m.d.comb += [
             self.tile_step.eq(done & ~self.input_mode),
             final_slot.eq((slot == cycles - 1) & ~held & (~slow | (given & ~waiting))),
-            final_channel.eq((channel == g.output_lanes - 1) | self.input_mode),
-            done.eq(running & final_slot & final_channel),
+            done.eq(running & final_slot & (last_channel | self.input_mode)),
             self.byte_ready.eq(self.input_mode & done),
         ]
         index = Mux(self.input_mode, image_channel, channel)[: (g.output_lanes - 1).bit_length()]
@@ -265,6 +267,7 @@ class Requantiser(wiring.Component):
                 m.d.sync += returned.eq(given & ~waiting & ~final_slot)
             with m.If(final_slot):
                 m.d.sync += [slot.eq(0), channel.eq(channel + 1)]
+                m.d.sync += last_channel.eq(channel == g.output_lanes - 2)
             with m.If(done):
                 m.d.sync += running.eq(0)
                 with m.If(self.input_mode):
@@ -274,6 +277,7 @@ class Requantiser(wiring.Component):
             m.d.sync += waiting.eq(0)
         with m.If(begin | (self.input_mode & self.byte_valid & ~running)):
             m.d.sync += [running.eq(1), slot.eq(0), channel.eq(0)]
+            m.d.sync += last_channel.eq(g.output_lanes == 1)
         with m.If(self.input_done | (done & tile_last & ~self.input_mode)):
             m.d.sync += bank.eq(~bank)
 
@@ -295,7 +299,7 @@ class Requantiser(wiring.Component):
             place.word_first.eq((in_word == 0) & (slot == 0)),
             place.word_end.eq((in_word == g.residual_channels - 1) & (slot == lanes - 1)),
             place.word_last.eq(channel >= g.output_lanes - g.residual_channels),
-            place.tile_end.eq(channel == g.output_lanes - 1),
+            place.tile_end.eq(last_channel),
             place.row_end.eq(self.tile.row_end),
             place.tile_last.eq(tile_last),
         ]
@@ -363,7 +367,8 @@ class Requantiser(wiring.Component):
             self.residual_read.address.eq(pointer.address),
         ]
         coming = wanted & first.word_first & r.residual
-        m.d.sync += [event.eq(coming), self.residual_read.valid.eq(coming & reading)]
+        self._asking = [coming & reading]  # each in the cycle before
+        m.d.sync += [event.eq(coming), self.residual_read.valid.eq(self._asking[0])]
         m.d.sync += [loading.eq(event), loads_zero.eq(~reading | self.input_mode)]
         stream = Signal(g.residual_lanes * width)
         with m.If(loading):
@@ -445,8 +450,10 @@ class Requantiser(wiring.Component):
             q, before, place = later, place, following
         useful, done = Signal(), Signal()
         coming = before.valid & self.record.requantise & ~self.input_mode
-        m.d.sync += [useful.eq(coming), done.eq(coming & before.tile_end & before.fits)]
+        ends = coming & before.tile_end & before.fits
+        m.d.sync += [useful.eq(coming), done.eq(ends)]
         m.d.comb += self.activation_write.valid.eq(done)
+        self._asking.append(ends)
         return q, place, useful
 
     def _write_residuals(self, m: Module, x: Signal, at: data.View, param: data.View) -> None:
@@ -462,7 +469,9 @@ class Requantiser(wiring.Component):
         m.submodules.write_pointer = pointer = self._pointer(m, at)
         with m.If(at.valid):
             m.d.sync += packed.eq(Cat(packed[width:], kept))
-        m.d.sync += full.eq(at.valid & at.word_end & r.residual & ~self.input_mode)
+        filled = at.valid & at.word_end & r.residual & ~self.input_mode
+        m.d.sync += full.eq(filled)
+        self._asking.append(filled)
         m.d.comb += [
             port.valid.eq(full),
             port.address.eq(pointer.address),

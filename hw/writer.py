@@ -29,7 +29,7 @@ class InputWriter(wiring.Component):
     q : In(8), q_valid : In(1), strobe: a channel of a pixel, channels first, then x, then y; stays
     ready : Out(1), the next one may come
     done : Out(1), strobe, the image is written
-    memory : Out(memory_write)
+    memory : Out(memory_write); soon : Out(1), it will ask in the next cycle
     """
 
     def __init__(self, geometry: Geometry) -> None:
@@ -43,6 +43,7 @@ class InputWriter(wiring.Component):
                 "ready": Out(1),
                 "done": Out(1),
                 "memory": Out(memory_write(geometry)),
+                "soon": Out(1),
             }
         )
 
@@ -74,6 +75,7 @@ class InputWriter(wiring.Component):
                     m.next = "prepare"
             with m.State("prepare"):  # what is written goes through a register: see `digit`
                 m.d.sync += self.memory.valid.eq(1)
+                m.d.comb += self.soon.eq(1)
                 m.next = "write"
             with m.State("write"):
                 with m.If(self.memory.ready):

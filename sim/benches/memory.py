@@ -6,7 +6,7 @@ from dataclasses import asdict, replace
 
 import cocotb
 import numpy as np
-from amaranth.hdl import Module
+from amaranth.hdl import Cat, Module
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, connect, flipped
 from cocotb.triggers import RisingEdge
@@ -50,7 +50,7 @@ GRID = {
 
 
 class SharedMemory(wiring.Component):
-    """A memory and its arbiter.
+    """A memory and its arbiter. What the first clients ask for is asked a cycle later.
 
     Members
     -------
@@ -67,7 +67,17 @@ class SharedMemory(wiring.Component):
         m = Module()
         m.submodules.memory, m.submodules.arbiter = self._memory, self._arbiter
         for name in CLIENTS:
-            connect(m, flipped(getattr(self, name)), getattr(self._arbiter, name))
+            client, outside = getattr(self._arbiter, name), flipped(getattr(self, name))
+            if name not in GROUPS[0]:
+                connect(m, outside, client)
+                continue
+            for member, of in client.signature.members.items():
+                inside, port = getattr(client, member), getattr(outside, member)
+                if of.flow is In:
+                    m.d.sync += inside.eq(port)
+                else:
+                    m.d.comb += port.eq(inside)
+        m.d.comb += self._arbiter.soon.eq(Cat(getattr(self, n).valid for n in GROUPS[0]).any())
         for name in ("write", "address", "write_data", "write_mask"):
             m.d.comb += getattr(self._memory, name).eq(getattr(self._arbiter, name))
         m.d.comb += self._arbiter.read_data.eq(self._memory.read_data)
@@ -97,6 +107,13 @@ class _Model:
         chosen = split(mask, 1, g.word_channels) == 1
         old = self.rows.get(address, np.zeros_like(lanes))
         self.rows[address] = np.where(chosen, lanes, old)
+
+    def serve(self, client: str, request: dict[str, int]) -> tuple[str, int] | None:
+        """Do what a client asks for; returns it with what it must then read."""
+        if CLIENTS[client] == "read":
+            return client, self.read(request["address"])
+        self.write(**request)
+        return None
 
     def read(self, address: int) -> int:
         return join(self.rows[address], self.g.activation_bits)
@@ -129,29 +146,29 @@ async def _run(dut, name: str, geometry: Geometry, cycles: int) -> int:
     ports["third"].valid.value = 0
     asked: dict[str, dict[str, int]] = {}
     due: tuple[str, int] | None = None
+    late: tuple[str, dict[str, int]] | None = None  # of the first, on its way
     reads = 0
     for _ in range(cycles):
         for client in CLIENTS:
-            free = all(asked.keys().isdisjoint(group) for group in GROUPS if client in group)
-            if free and rng.random() < 0.35:
+            others = next(group for group in GROUPS if client in group)
+            if asked.keys().isdisjoint(others) and rng.random() < 0.35:
                 asked[client] = ask(client)
         await edge
         if due is not None:
             got = int(ports[due[0]].data.value)
             assert got == due[1], f"{name}: {due[0]} must read {due[1]:#x}, not {got:#x}"
             reads += 1
-        due, taken = None, False
-        for group in GROUPS:
+        granted, late = late, None
+        for i, group in enumerate(GROUPS):
+            ready = i == 0 or granted is None
             for client in group:
-                assert ports[client].ready.value == (not taken), f"{name}: ready of {client}"
+                assert ports[client].ready.value == ready, f"{name}: ready of {client}"
             asks = next(iter(asked.keys() & group.keys()), None)
-            if asks and not taken:
-                taken, request = True, asked.pop(asks)
+            if asks and ready:
                 ports[asks].valid.value = 0
-                if CLIENTS[asks] == "write":
-                    model.write(**request)
-                else:
-                    due = asks, model.read(request["address"])
+                taken = asks, asked.pop(asks)
+                late, granted = (taken, granted) if i == 0 else (late, taken)
+        due = model.serve(*granted) if granted else None
     return reads
 
 

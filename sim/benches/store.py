@@ -45,7 +45,7 @@ QUIET_CYCLES = 200
 
 
 class StoreInMemory(wiring.Component):
-    """A store with its memory, which another reader has first call on.
+    """A store with its memory, which another reader has first call on, a cycle late.
 
     Members
     -------
@@ -74,7 +74,16 @@ class StoreInMemory(wiring.Component):
         m.submodules.memory = memory = ActivationMemory(self._geometry)
         clients = [{"other": "read"}, {"image_write": "write"}, {"image_read": "read"}]
         m.submodules.arbiter = arbiter = MemoryArbiter(self._geometry, clients)
-        connect(m, flipped(self.other), arbiter.other)
+        # It asks a cycle later, for the arbiter wants to know before.
+        m.d.sync += [
+            arbiter.other.valid.eq(self.other.valid),
+            arbiter.other.address.eq(self.other.address),
+        ]
+        m.d.comb += [
+            arbiter.soon.eq(self.other.valid),
+            self.other.ready.eq(arbiter.other.ready),
+            self.other.data.eq(arbiter.other.data),
+        ]
         connect(m, store.write, arbiter.image_write)
         connect(m, store.read, arbiter.image_read)
         connect(m, store.o, flipped(self.o))
@@ -165,6 +174,7 @@ class _Point:
         """Holds the memory's port in many cycles; reads what it is asked to."""
         ports = self.ports
         due: list[int] | None = None
+        late: list[int] | None = None
         while True:
             asked = self.other
             taken = asked is not None or self.rng.random() < self.busy
@@ -175,7 +185,7 @@ class _Point:
             await self.edge
             if due is not None:
                 due.append(int(ports.other__data.value))
-            due = asked[1] if asked is not None else None
+            due, late = late, asked[1] if asked is not None else None
 
     async def peek(self, address: int) -> int:
         """A word of the memory, read by the other client."""
