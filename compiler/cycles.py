@@ -51,9 +51,9 @@ def layer_cycles(
 
 
 def _pool_cycles(r: Record, g: Geometry) -> int:
-    """Nine words a tile and a pause; reads are fewer, and hidden."""
+    """Nine words a tile; reads are fewer, and hidden."""
     tiles = (r["height_out_less"] + 1) * (r["tiles_less"] + 1) * (r["groups_less"] + 1)
-    return POOL_CYCLES + tiles * (arith.POOL_KERNEL**2 + 1) + g.residual_lanes
+    return POOL_CYCLES + tiles * arith.POOL_KERNEL**2 + g.residual_lanes
 
 
 def _then_next(cycles: int, g: Geometry, flash: Flash | None) -> int:

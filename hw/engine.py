@@ -143,9 +143,8 @@ class Engine(wiring.Component):
         """Window words to the lanes or the pool, and on to the requantiser."""
         maximum = window.record.maximum if self._geometry.max_pool else Const(0, 1)
         m.d.comb += [
-            pool.i.valid.eq(window.o_pool.valid & ~maximum),
-            pool.i.payload.eq(window.o_pool.payload),
-            window.o_pool.ready.eq(pool.i.ready | maximum),
+            pool.valid.eq(window.pool_valid & ~maximum),
+            pool.word.eq(window.pool_word),
             fetch.room.eq(window.room),
             window.mark.eq(fetch.start),
             window.coming.eq(fetch.coming),
@@ -177,8 +176,8 @@ class Engine(wiring.Component):
             maximum.record.eq(record),
             maximum.layer_start.eq(self.layer_start),
             maximum.tile.eq(tiles.o),
-            maximum.i.valid.eq(window.o_pool.valid & record.maximum),
-            maximum.i.payload.eq(window.o_pool.payload),
+            maximum.valid.eq(window.pool_valid & record.maximum),
+            maximum.word.eq(window.pool_word),
             maximum.last.eq(window.pool_last),
             # Of the last pass those that say whether a pair is negated, a lane each.
             maximum.falling.eq(loader.weights[1 : 2 * g.word_channels : 2]),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from amaranth.hdl import Cat, Module, Signal
-from amaranth.lib import stream, wiring
+from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
 from compiler.geometry import Geometry
@@ -22,7 +22,8 @@ class Maximum(wiring.Component):
     record : In
     layer_start : In(1), strobe
     tile : In(`TILE`), of the window being written; tile_step : Out(1), on to the next
-    i : In(stream of word_bits); last : In(1), with it: the word ends its window
+    valid : In(1), a word of a window comes
+    word : In(word_bits); last : In(1), it ends its window
     falling : In, a bit a lane, in the cycle after a window's last word
     memory : Out(memory_write); never held up
     soon : Out(1), it will ask in the next cycle
@@ -37,7 +38,8 @@ class Maximum(wiring.Component):
                 "layer_start": In(1),
                 "tile": In(TILE),
                 "tile_step": Out(1),
-                "i": In(stream.Signature(geometry.word_bits)),
+                "valid": In(1),
+                "word": In(geometry.word_bits),
                 "last": In(1),
                 "falling": In(geometry.word_channels),
                 "memory": Out(memory_write(geometry)),
@@ -52,13 +54,12 @@ class Maximum(wiring.Component):
         b = g.activation_bits
         begins, full = Signal(init=1), Signal()
         best = [Signal(b, name=f"best{lane}") for lane in range(g.word_channels)]
-        m.d.comb += self.i.ready.eq(1)
-        m.d.comb += self.soon.eq(self.i.valid & self.last)
+        m.d.comb += self.soon.eq(self.valid & self.last)
         m.d.sync += full.eq(self.soon)
-        with m.If(self.i.valid):
+        with m.If(self.valid):
             m.d.sync += begins.eq(self.last)
             for lane, value in enumerate(best):
-                new = self.i.payload.word_select(lane, b)
+                new = self.word.word_select(lane, b)
                 with m.If(begins | (new > value)):
                     m.d.sync += value.eq(new)
         with m.If(self.layer_start):

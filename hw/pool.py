@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from amaranth.hdl import Cat, Module, Mux, Signal, signed
-from amaranth.lib import stream, wiring
+from amaranth.hdl import Cat, Module, Mux, Signal, Value, signed
+from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
 from compiler import arith
@@ -28,15 +28,14 @@ def covers(word: int, pixel_in: int, pixel_out: int, lanes: int, pad: int) -> bo
 class Pool(wiring.Component):
     """Window sums of `compiler.arith.pool` before its right shift, a memory word of them at a time.
 
-    Takes nine words a tile (three columns of three), one a cycle and then a pause, and gives
-    residual_lanes values, one a cycle, while the next tile's words come in. Pixels outside the map
-    read as 0.
+    Takes nine words a tile (three columns of three), one a cycle, and gives residual_lanes values,
+    one a cycle, while the next tile's words come in. Pixels outside the map read as 0.
 
     Members
     -------
     record : In
     tile : In(`TILE`), of the tile being given; tile_step : Out(1), on to the next
-    i : In(stream of `word_layout`)
+    valid : In(1), a word of a window comes; word : In(word_bits), residuals
     value : Out, signed
     place : Out(`value_layout`)
     """
@@ -50,7 +49,8 @@ class Pool(wiring.Component):
                 "record": In(struct(geometry.record_fields)),
                 "tile": In(TILE),
                 "tile_step": Out(1),
-                "i": In(stream.Signature(geometry.word_bits)),
+                "valid": In(1),
+                "word": In(geometry.word_bits),
                 "value": Out(signed(pooled_bits(geometry))),
                 "place": Out(value_layout(geometry)),
             }
@@ -59,21 +59,21 @@ class Pool(wiring.Component):
     def elaborate(self, platform: object) -> Module:
         m = Module()
         column, row, full = Signal(2), Signal(2), Signal()
-        taken = self.i.valid & self.i.ready
-        m.d.comb += self.i.ready.eq(~full)
         last_column = column == COLUMNS - 1
         last_row = row == arith.POOL_KERNEL - 1
-        m.d.sync += full.eq(taken & last_column & last_row)
-        with m.If(taken):
+        m.d.comb += full.eq(self.valid & last_column & last_row)
+        with m.If(self.valid):
             m.d.sync += row.eq(Mux(last_row, 0, row + 1))
             with m.If(last_row):
                 m.d.sync += column.eq(Mux(last_column, 0, column + 1))
-        sums = self._sum(m, column, full)
-        self._emit(m, full, sums)
+        self._emit(m, full, self._sum(m, column, full))
         return m
 
-    def _sum(self, m: Module, column: Signal, full: Signal) -> list[Signal]:
-        """Adds a memory word to the windows that hold its pixels; sums in the residuals' order."""
+    def _sum(self, m: Module, column: Signal, full: Signal) -> list[Value]:
+        """Adds a memory word to the windows that hold its pixels; sums in the residuals' order.
+
+        They begin again with the word after the one that makes them ``full``.
+        """
         g = self._geometry
         lanes, width = g.pixel_lanes, g.residual_bits
         bits = width + (arith.POOL_KERNEL**2 - 1).bit_length()
@@ -81,20 +81,18 @@ class Pool(wiring.Component):
         masks = {(q, p): self._mask(m, column, q, p) for p in range(lanes) for q in range(lanes)}
         sums = []
         for c in range(g.residual_channels):
-            pixels = [
-                self.i.payload.word_select(c * lanes + q, width).as_signed() for q in range(lanes)
-            ]
+            pixels = [self.word.word_select(c * lanes + q, width).as_signed() for q in range(lanes)]
             # Of two, a window that holds one alone holds the one away from the pad.
             alone = Signal(signed(width), name=f"alone{c}")
             m.d.comb += alone.eq(Mux(self.record.pad_left, pixels[-1], pixels[0]))
             for p in range(lanes):
-                total = Signal(signed(bits), name=f"total{c}_{p}")
+                total, added = (Signal(signed(bits), name=f"{n}{c}_{p}") for n in ("total", "sum"))
+                m.d.comb += added.eq(total + self._part(m, pixels, alone, masks, p, f"{c}_{p}"))
                 with m.If(full):
                     m.d.sync += total.eq(0)
-                with m.Elif(self.i.valid):
-                    part = self._part(m, pixels, alone, masks, p, f"{c}_{p}")
-                    m.d.sync += total.eq(total + part)
-                sums.append(total)
+                with m.Elif(self.valid):
+                    m.d.sync += total.eq(added)
+                sums.append(added)
         return sums
 
     def _mask(self, m: Module, column: Signal, q: int, p: int) -> Signal:
@@ -122,7 +120,7 @@ class Pool(wiring.Component):
             m.d.comb += part.eq(sum(parts[1:], parts[0]))
         return part
 
-    def _emit(self, m: Module, full: Signal, sums: list[Signal]) -> None:
+    def _emit(self, m: Module, full: Signal, sums: list[Value]) -> None:
         g, r = self._geometry, self.record
         lanes, count = g.pixel_lanes, g.residual_lanes
         drain = [Signal(s.shape(), name=f"drain{i}") for i, s in enumerate(sums)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from amaranth.hdl import Module, Mux, Signal, Value, signed
-from amaranth.lib import data, memory, stream, wiring
+from amaranth.lib import data, memory, wiring
 from amaranth.lib.wiring import In, Out
 
 from compiler.geometry import INPUT_ROWS, Geometry
@@ -35,8 +35,8 @@ class WindowBuffer(wiring.Component):
     last : Out(1), the step ends a tile
     slice_end : Out(1), it ends a slice of the input
     weight_address : Out, of this step's weights in the ring
-    o_pool : Out(stream of word_bits), the words while the record says pool
-    pool_last : Out(1), with it: the word ends its window
+    pool_valid : Out(1), a word while the record says pool; nothing holds it up
+    pool_word : Out(word_bits); pool_last : Out(1), it ends its window
     """
 
     def __init__(self, geometry: Geometry) -> None:
@@ -56,7 +56,8 @@ class WindowBuffer(wiring.Component):
                 "last": Out(1),
                 "slice_end": Out(1),
                 "weight_address": Out(range(geometry.weight_depth)),
-                "o_pool": Out(stream.Signature(geometry.word_bits)),
+                "pool_valid": Out(1),
+                "pool_word": Out(geometry.word_bits),
                 "pool_last": Out(1),
             }
         )
@@ -114,26 +115,25 @@ class WindowBuffer(wiring.Component):
             m.d.sync += [self.marked.eq(1), first.eq(fired)]
 
         # The word read, held by the memory until the lanes or the pool have used it.
-        stepping, pooling = Signal(), Signal()
+        stepping = Signal()
         last, half = Signal(), Signal(range(max(g.halves, 2)))
         final, free = Signal(), Signal()
         m.d.comb += [
             final.eq(half == g.halves - 1),
             self.last.eq(last & final),
             self.valid.eq(stepping & (~self.last | self.gate)),
-            self.o_pool.valid.eq(pooling),
-            self.o_pool.payload.eq(words[0]),
+            self.pool_word.eq(words[0]),
             self.pool_last.eq(last),
-            free.eq(~(stepping | pooling) | (self.valid & final) | (pooling & self.o_pool.ready)),
+            free.eq(~stepping | (self.valid & final)),
             take.eq(available & free),
         ]
         if g.window_slices > 1:
             self._slice(m, take, final)
         with m.If(take):
-            m.d.sync += [stepping.eq(~r.pool), pooling.eq(r.pool)]
+            m.d.sync += [stepping.eq(~r.pool), self.pool_valid.eq(r.pool)]
             m.d.sync += [last.eq(last_word), half.eq(0)]
         with m.Elif(free):
-            m.d.sync += [stepping.eq(0), pooling.eq(0)]
+            m.d.sync += [stepping.eq(0), self.pool_valid.eq(0)]
         with m.Elif(self.valid):
             m.d.sync += half.eq(half + 1)
         for lane, word in enumerate(words):

@@ -118,12 +118,12 @@ async def _run(dut, name: str, g: Geometry, rounds: int) -> int:
         ending = None
         while len(written) < len(expected):
             send = bool(queue) and draw.random() < share
-            ports.i__valid.value = int(send)
+            ports.valid.value = int(send)
             ports.falling.value = 0 if ending is None else join(falling[ending], 1)
             ending = None
             if send:
                 plane, word, last = queue.pop(0)
-                ports.i__payload.value = join(word, g.activation_bits)
+                ports.word.value = join(word, g.activation_bits)
                 ports.last.value = int(last)
                 ending = plane if last else None
             await edge
@@ -132,7 +132,7 @@ async def _run(dut, name: str, g: Geometry, rounds: int) -> int:
                 assert int(ports.memory__address.value) == at, f"{name}: address of word {at}"
                 assert split(int(ports.memory__mask.value), 1, g.word_channels).all()
                 written.append((int(ports.memory__data.value), ports.group_done.value == 1))
-        ports.i__valid.value = 0
+        ports.valid.value = 0
         await edge
         assert written == expected, f"{name}: {kernel}x{kernel}/{stride}, {pads}, of {h}x{w}"
         held += len(written)
@@ -146,7 +146,7 @@ async def takes_the_largest(dut):
     bench.start_clocks(dut)
     points = {name: Geometry(**g) for name, g in given["points"].items()}
     for name in points:
-        for port in ("layer_start", "i__valid", "last", "falling"):
+        for port in ("layer_start", "valid", "last", "falling"):
             getattr(Ports(dut, name), port).value = 0
     await bench.reset(dut)
     tasks = [cocotb.start_soon(_run(dut, name, g, given["rounds"])) for name, g in points.items()]

@@ -9,7 +9,7 @@ import cocotb
 import numpy as np
 from amaranth.hdl import Module
 from amaranth.lib import stream, wiring
-from amaranth.lib.wiring import In, Out, connect, flipped
+from amaranth.lib.wiring import In, Out
 from cocotb.triggers import ClockCycles, RisingEdge, with_timeout
 
 from compiler import arith
@@ -59,8 +59,10 @@ class Pooling(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         m.submodules.pool, m.submodules.tiles = pool, tiles = self._pool, self._tiles
-        connect(m, flipped(self.i), pool.i)
         m.d.comb += [
+            pool.valid.eq(self.i.valid),
+            pool.word.eq(self.i.payload),
+            self.i.ready.eq(1),
             pool.record.eq(self.record),
             tiles.record.eq(self.record),
             tiles.restart.eq(self.restart),

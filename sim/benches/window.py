@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, replace
 import cocotb
 import numpy as np
 from amaranth.hdl import Module
-from amaranth.lib import stream, wiring
+from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out, connect, flipped
 from cocotb.triggers import RisingEdge
 
@@ -36,7 +36,7 @@ class Window(wiring.Component):
     Members
     -------
     record, layer_start, start, busy, memory : of the fetch
-    marked, gate, valid, x, last, slice_end, weight_address, o_pool : of the buffer
+    marked, gate, valid, x, last, slice_end, weight_address, pool_valid, pool_word : of the buffer
     """
 
     def __init__(self, geometry: Geometry) -> None:
@@ -57,7 +57,8 @@ class Window(wiring.Component):
                 "last": Out(1),
                 "slice_end": Out(1),
                 "weight_address": Out(buffer.weight_address.shape()),
-                "o_pool": Out(stream.Signature(geometry.word_bits)),
+                "pool_valid": Out(1),
+                "pool_word": Out(geometry.word_bits),
             }
         )
 
@@ -65,7 +66,6 @@ class Window(wiring.Component):
         m = Module()
         m.submodules.fetch, m.submodules.buffer = fetch, buffer = self._fetch, self._buffer
         connect(m, fetch.memory, flipped(self.memory))
-        connect(m, buffer.o_pool, flipped(self.o_pool))
         m.d.comb += [
             fetch.record.eq(self.record),
             fetch.strides.eq(self.strides),
@@ -79,7 +79,8 @@ class Window(wiring.Component):
             buffer.data.eq(fetch.data),
             buffer.gate.eq(self.gate),
         ]
-        for name in ("marked", "valid", "x", "last", "slice_end", "weight_address"):
+        outputs = ("marked", "valid", "x", "last", "slice_end", "weight_address")
+        for name in (*outputs, "pool_valid", "pool_word"):
             m.d.comb += getattr(self, name).eq(getattr(buffer, name))
         return m
 
@@ -235,16 +236,15 @@ class _Point:
         ports, rng = self.ports, self.rng
         while True:
             gate = int(rng.random() >= self.closed)
-            take = int(rng.random() >= self.closed)
-            ports.gate.value, ports.o_pool__ready.value = gate, take
+            ports.gate.value = gate
             await self.edge
             if ports.valid.value == 1:
                 last, ends = int(ports.last.value), int(ports.slice_end.value)
                 assert gate or not last, f"{self.name}: a tile ends while the gate is closed"
                 weight = int(ports.weight_address.value)
                 self.steps.append((int(ports.x.value), last, ends, weight))
-            if take and ports.o_pool__valid.value == 1:
-                self.words.append(int(ports.o_pool__payload.value))
+            if ports.pool_valid.value == 1:
+                self.words.append(int(ports.pool_word.value))
 
     async def strobe(self, name: str) -> None:
         getattr(self.ports, name).value = 1
