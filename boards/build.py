@@ -424,6 +424,7 @@ def make_bitstream(
     inputs = [
         *(file_digest(netlist.json), file_digest(folder / family.constraints), plan.seeds),
         *(board.device, board.package, plan.clock_hz, found[family.router.name].version),
+        family.route,
     ]
     result = stages.run("routing", inputs, (family.routed,), route, share=True)
     routing = Routing.of(folder / family.routed, result)

