@@ -305,7 +305,7 @@ ULX3S_25F = Board(
         # Low, it would start the ESP32 in its boot loader, and that resets the board.
         "wifi_gpio0": Pin("L2"),
     },
-    clock_hz=60e6,
+    clock_hz=80e6,
     baud=2_000_000,
     flash=Flash(size=4 << 20, image_offset=2 << 20),
     geometry=Geometry(pixel_lanes=4, pump=1, weight_depth=512, memory_depth=8192),

@@ -206,6 +206,9 @@ class Family:
         return (YOSYS, self.router, self.packer)
 
 
+SHORT_PATHS = ("--placer-heap-timingweight", "80")
+"""Short critical paths before short wires: several MHz, where the device is nearly full."""
+
 ICE40 = Family(
     name="ice40",
     router=Requirement(
@@ -215,8 +218,7 @@ ICE40 = Family(
     synthesis="synth_ice40 -top top -device {speed}",
     route=(
         *("--{device}", "--package", "{package}", "--pcf", "top.pcf", "--asc", "{routed}"),
-        # Short critical paths before short wires: several MHz, where the device is nearly full.
-        *("--placer-heap-timingweight", "80"),
+        *SHORT_PATHS,
     ),
     pack=("{routed}", "{packed}"),
     constraints="top.pcf",
@@ -241,6 +243,7 @@ ECP5 = Family(
     route=(
         *("--{device}", "--package", "{package}", "--speed", "{speed}"),
         *("--lpf", "top.lpf", "--textcfg", "{routed}"),
+        *SHORT_PATHS,
     ),
     pack=("--compress", "{routed}", "{packed}"),
     constraints="top.lpf",

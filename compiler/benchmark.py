@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 
 from compiler import checkpoint
-from compiler.arith import conv_scale
+from compiler import graph as ir
+from compiler.arith import SIGNED_INPUT_ZERO, Pads, conv_scale
 from compiler.checkpoint import Checkpoint
 from compiler.stages import write
 
@@ -37,9 +38,12 @@ class Row:
         As on the command line.
     source : str
         A file of `ZOO`.
-    width : float
-        Of the network that is made of it, see `widened`; 0 for what the file holds.
+    made : str
+        What is made of the file, for its timing: "widened" to twice its width, or "tinbinn"; else
+        it is the network that the file holds.
     activation_bits : int
+    shape : str
+        ``--lanes`` of the build; "" for the board's.
     lanes, clock_mhz : int, float
         Least additions a cycle at its width of activations, and least clock after routing.
     least : float
@@ -54,8 +58,9 @@ class Row:
     lanes: int
     clock_mhz: float
     least: float
-    width: float = 0
+    made: str = ""
     activation_bits: int = 4
+    shape: str = ""
     images: int = 2
 
     @property
@@ -65,15 +70,17 @@ class Row:
 
 
 ROWS = (
-    Row("icebreaker", "wrn20-2", "cifar10-wrn20-1-a4.pt", 256, 36, 40, width=2.0),
+    Row("icebreaker", "wrn20-2", "cifar10-wrn20-1-a4.pt", 256, 36, 40, "widened"),
     Row("icebreaker", "wrn20-1", "cifar10-wrn20-1-a4.pt", 256, 36, 150),
+    Row("icebreaker", "tinbinn", "cifar10-wrn20-1-a4.pt", 128, 36, 40, "tinbinn", 8, "8x8x2"),
     Row("hx8k", "wrn8-1", "digits-wrn8-1-a4.pt", 256, 85, 0, images=3),
-    Row("ulx3s-25f", "wrn20-2", "cifar10-wrn20-1-a4.pt", 1024, 80, 220, width=2.0),
+    Row("ulx3s-25f", "wrn20-1", "cifar10-wrn20-1-a4.pt", 1024, 80, 0),
+    Row("ulx3s-25f", "wrn20-2", "cifar10-wrn20-1-a4.pt", 1024, 80, 220, "widened"),
 )
 """The floors."""
 
 
-def widened(trained: Checkpoint, width: float) -> Checkpoint:
+def widened(trained: Checkpoint, width: float = 2.0) -> Checkpoint:
     """A network of another width and random weight bits, for its timing alone.
 
     All else is the trained one's, channel by channel, again and again. A layer's sums grow with its
@@ -93,13 +100,71 @@ def widened(trained: Checkpoint, width: float) -> Checkpoint:
     return replace(trained, network=network, tensors=tensors, quantiser=None, training={})
 
 
+def tinbinn(trained: Checkpoint) -> ir.Graph:
+    """The network of TinBiNN (arXiv 1903.06630), with random weight bits: for its timing alone.
+
+    BinaryConnect's at half its width: pairs of 3x3 convolutions of 48, 96 and 128 channels, a 2x2
+    maximum behind each pair, fully connected layers of 256, 256 and 10. As in `widened` batch norms
+    have the moments of a trained network, here of those layers whose inputs are rectified alike.
+    Scales are positive, so a maximum may as well stand behind the ReLU.
+    """
+    rng = np.random.default_rng(TIMING_SEED)
+    moments = {
+        kind: np.concatenate(
+            [t.ravel() for n, t in trained.tensors.items() if n.endswith(f".bn2.{kind}")]
+        ).astype(np.float64)
+        for kind in ("mean", "variance")
+    }
+    nodes: list[ir.Node] = [ir.Input("image", (3, 32, 32))]
+
+    def norm(name: str, mean: ir.Float, variance: ir.Float) -> None:
+        one = np.ones(len(mean))
+        nodes.append(ir.BatchNorm(name, nodes[-1].name, mean, variance, one, 0 * one, 1e-5))
+
+    def layer(name: str, c_in: int, c_out: int, kernel: int, pads: int) -> None:
+        signs = rng.choice(np.array([-1, 1], np.int8), (c_out, c_in, kernel, kernel))
+        scale, around = np.asarray(conv_scale(signs[0].size)), Pads(pads, pads, pads, pads)
+        nodes.append(ir.Conv(name, nodes[-1].name, signs, scale, 1, around))
+        norm(f"{name}.bn", *(np.resize(moments[kind], c_out) for kind in ("mean", "variance")))
+
+    def rectified(name: str, maximum: bool = False) -> None:
+        nodes.append(ir.Relu(f"{name}.relu", nodes[-1].name))
+        if maximum:
+            nodes.append(ir.MaxPool(f"{name}.pool", nodes[-1].name, 2, 2, Pads(0, 0, 0, 0)))
+        nodes.append(ir.Quantiser(f"{name}.q", nodes[-1].name, 8, 0, None))
+
+    pixel = (trained.tensors[f"input.bn.{kind}"] for kind in ("mean", "variance"))
+    norm("input.bn", *(values.astype(np.float64) for values in pixel))
+    nodes.append(ir.Quantiser("input.q", "input.bn", 8, SIGNED_INPUT_ZERO, None))
+    channels, size = 3, 32
+    for stage, c_out in enumerate((48, 96, 128), 1):
+        for i in (1, 2):
+            layer(f"conv{stage}.{i}", channels, c_out, 3, 1)
+            rectified(f"conv{stage}.{i}", maximum=i == 2)
+            channels = c_out
+        size //= 2
+    for i, c_out in enumerate((256, 256, 10), 1):
+        layer(f"dense{i}", channels, c_out, size, 0)
+        if c_out > 10:
+            rectified(f"dense{i}")
+        channels, size = c_out, 1
+    return ir.Graph("tinbinn", tuple(nodes), tuple(map(str, range(10))))
+
+
 def source_of(row: Row, folder: Path) -> Path:
-    """The row's checkpoint; one that has to be made is written into ``folder``."""
+    """The row's network file; one that has to be made is written into ``folder``."""
     path = ZOO / row.source
-    if row.width:
-        made = widened(checkpoint.load(path), row.width)
-        path = folder / f"{row.network}.pt"
-        checkpoint.save(path, made)
+    match row.made:
+        case "widened":
+            made = widened(checkpoint.load(path))
+            path = folder / f"{row.network}.pt"
+            checkpoint.save(path, made)
+        case "tinbinn":
+            from compiler.export_float import to_onnx  # here, so that nothing else waits for it
+
+            model = to_onnx(tinbinn(checkpoint.load(path)))
+            path = folder / f"{row.network}.onnx"
+            write(path, model.SerializeToString())
     return path
 
 
@@ -126,7 +191,7 @@ def table(results: Sequence[tuple[Row, Mapping[str, Any] | str]]) -> str:
 
 
 def _title(row: Row) -> str:
-    return f"{row.network} (random weight bits)" if row.width else row.network
+    return f"{row.network} (random weight bits)" if row.made else row.network
 
 
 def _asked(row: Row) -> str:

@@ -53,7 +53,8 @@ def layer_cycles(
 def _pool_cycles(r: Record, g: Geometry) -> int:
     """Nine words a tile; reads are fewer, and hidden."""
     tiles = (r["height_out_less"] + 1) * (r["tiles_less"] + 1) * (r["groups_less"] + 1)
-    return POOL_CYCLES + tiles * arith.POOL_KERNEL**2 + g.residual_lanes
+    waits = int(g.pixel_lanes > 1)  # a word does, see `hw.pool`
+    return POOL_CYCLES + waits + tiles * arith.POOL_KERNEL**2 + g.residual_lanes
 
 
 def _then_next(cycles: int, g: Geometry, flash: Flash | None) -> int:

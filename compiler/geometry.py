@@ -100,6 +100,8 @@ class Geometry:
         columns a word, for a 3x3 one.
     pad_bits : int
         Maps have fewer than two to the power of it rows and columns of padding in front.
+    residuals : bool
+        There is a residual stream, to be added to and pooled (`hw.pool`). Plain networks have none.
     max_pool : bool
         There is a unit for maxima (`hw.maximum`).
     addend_division : bool
@@ -128,6 +130,7 @@ class Geometry:
     stream_bits: int = 64
     plain_input: bool = False
     pad_bits: int = 1
+    residuals: bool = True
     max_pool: bool = False
     addend_division: bool = False
 
@@ -169,21 +172,26 @@ class Geometry:
                 f"a tile of {self.output_lanes} x {self.pixel_lanes} outputs must fill a memory "
                 f"word of {self.residual_lanes} residuals"
             )
-        if self.addend_division and self.pixel_lanes > 1:
-            raise ValueError(
-                f"pixel_lanes must be 1 where addend_division is True, not {self.pixel_lanes!r}"
-            )
-        if self.max_pool and 2 * self.word_channels > self.pass_weight_bits:
-            raise ValueError(
-                f"input_lanes * output_lanes / pump must be at least {2 * self.word_channels} "
-                f"where max_pool is True, not {self.pass_weight_bits}"
-            )
+        self._check_units()
         if self.stream_bits not in (8, 16, 32, 64):
             raise ValueError(f"stream_bits must be 8, 16, 32 or 64, not {self.stream_bits!r}")
         if self.pass_weight_bits % self.stream_bits:
             raise ValueError(
                 f"input_lanes * output_lanes / pump must be a multiple of stream_bits "
                 f"({self.stream_bits}), not {self.pass_weight_bits}"
+            )
+
+    def _check_units(self) -> None:
+        for name, needed in (("residuals", True), ("pixel_lanes", 1)):
+            value = getattr(self, name)
+            if self.addend_division and value != needed:
+                raise ValueError(
+                    f"{name} must be {needed} where addend_division is True, not {value!r}"
+                )
+        if self.max_pool and 2 * self.word_channels > self.pass_weight_bits:
+            raise ValueError(
+                f"input_lanes * output_lanes / pump must be at least {2 * self.word_channels} "
+                f"where max_pool is True, not {self.pass_weight_bits}"
             )
 
     # -- derived sizes -----------------------------------------------------------------------------
@@ -277,7 +285,8 @@ class Geometry:
     @property
     def activation_offset_bits(self) -> int:
         """Width of the offsets of activations: their dividends must reach no further."""
-        return max(self.accumulator_bits, self.residual_bits + 1) + self.fraction_bits
+        reach = self.residual_bits + 1 if self.residuals else 0
+        return max(self.accumulator_bits, reach) + self.fraction_bits
 
     @property
     def param_bits(self) -> int:
@@ -317,7 +326,8 @@ class Geometry:
     def accesses(self) -> tuple[list[int], list[int], list[int]]:
         """When a tile reads residuals, writes them, and writes activations.
 
-        In cycles from that in which the place of its first value is known. No two are the same;
+        In cycles from that in which the place of its first value is known. No two are the same
+        (where there are residuals at all);
         `hw.requantise` starts no tile whose accesses would meet those of the one before.
         """
         return _accesses(self, *_holds(self))
@@ -508,6 +518,8 @@ def _holds(g: Geometry) -> tuple[int, int]:
     in their least time, or in that of the smallest windows, of one memory word a pixel and of two;
     and else as few flip-flops as can be.
     """
+    if not g.residuals:
+        return 0, 0
 
     def cost(holds: tuple[int, int]) -> tuple[int, int]:
         reads, writes, activations = _accesses(g, *holds)

@@ -173,6 +173,8 @@ def schedule(program: Program, geometry: Geometry) -> Schedule:
 def fitted(program: Program, geometry: Geometry, fixed: Collection[str] = ()) -> Schedule:
     """Lay a Program out for a geometry, with as much more of what it lacks as that takes.
 
+    An engine that has to be made for a network anyway has no residual stream if that has none.
+
     Parameters
     ----------
     fixed : collection of str
@@ -183,9 +185,11 @@ def fitted(program: Program, geometry: Geometry, fixed: Collection[str] = ()) ->
     CapacityError
         What it lacks is fixed, or no field brings it.
     """
+    usual = geometry
     while True:
         try:
-            return schedule(program, geometry)
+            laid_out = schedule(program, geometry)
+            break
         except CapacityError as error:
             if not error.needs or not set(fixed).isdisjoint(error.needs):
                 raise
@@ -193,6 +197,12 @@ def fitted(program: Program, geometry: Geometry, fixed: Collection[str] = ()) ->
                 geometry = replace(geometry, **error.needs)  # type: ignore[arg-type]
             except ValueError:
                 raise error from None
+    if geometry == usual or "residuals" in fixed:
+        return laid_out
+    try:
+        return schedule(program, replace(geometry, residuals=False, addend_division=False))
+    except CapacityError:
+        return laid_out
 
 
 def streamed(laid_out: Schedule, room: int, pace: FlashPace) -> Schedule:
@@ -555,6 +565,7 @@ class _Builder:
     def _pool(self, f: Fused, op: Pool) -> dict[str, int]:
         g = self.geometry
         source, out = self.program[op.source], self.program[op.output]
+        self._check_residuals(f)
         if op.pads.left > 1 or op.pads.top > 1:
             raise CapacityError(f"{f.name}: pads before the map must be 0 or 1, not {op.pads}")
         down = op.right_shift - POOL_SHIFT + g.max_left_shift
@@ -760,6 +771,13 @@ class _Builder:
             "weight_words": words,
         }
 
+    def _check_residuals(self, f: Fused) -> None:
+        if not self.geometry.residuals:
+            raise CapacityError(
+                f"{f.name}: the network has a residual stream, but the engine has none",
+                needs={"residuals": True},
+            )
+
     def _check_window(self, f: Fused, op: Conv | MaxPool) -> None:
         most = (1 << self.geometry.pad_bits) - 1
         if op.stride > 2:
@@ -855,6 +873,7 @@ class _Builder:
                 finish["out_first"] = self.regions[q.name].first
         if f.add is None and slices == 1 and not isinstance(f.op, Quantise):
             return finish
+        self._check_residuals(f)
         divided = f.add is not None and f.add.division is not None
         if divided and not g.addend_division:
             raise CapacityError(

@@ -76,7 +76,8 @@ class Engine(wiring.Component):
         m.submodules.fetch = fetch = WindowFetch(g, self._primitive)
         m.submodules.window = window = WindowBuffer(g)
         m.submodules.lanes = lanes = Lanes(g, self._primitive)
-        m.submodules.pool = pool = Pool(g)
+        if g.residuals:
+            m.submodules.pool = pool = Pool(g)
         m.submodules.requantiser = requantiser = Requantiser(g, self._primitive)
         m.submodules.tiles = tiles = TileCounter(g)
         m.submodules.writer = writer = InputWriter(g)
@@ -85,30 +86,29 @@ class Engine(wiring.Component):
         )
         m.submodules.scorer = scorer = Scorer()
         m.submodules.memory = memory = ActivationMemory(g, self._primitive)
-        layers = {
-            "residual_read": "read",
-            "residual_write": "write",
-            "activation_write": "write",
-            "input_write": "write",
-        } | ({"maximum_write": "write"} if g.max_pool else {})
+        layers = {"activation_write": "write", "input_write": "write"}
+        if g.residuals:
+            layers = {"residual_read": "read", "residual_write": "write"} | layers
+        if g.max_pool:
+            layers |= {"maximum_write": "write"}
         m.submodules.arbiter = arbiter = MemoryArbiter(
             g,
             # Last: the Image is read far ahead, and whether it is wanted is known late.
             [layers, {"image_write": "write"}, {"fetch": "read"}, {"image_read": "read"}],
         )
         record = loader.record
-        for block in (fetch, window, pool, requantiser, tiles):
+        for block in (fetch, window, requantiser, tiles):
             m.d.comb += block.record.eq(record)
-        for block in (fetch, requantiser):
-            m.d.comb += block.strides.eq(loader.strides)
         m.d.comb += [
+            fetch.strides.eq(loader.strides),
             tiles.restart.eq(self.layer_start),
             requantiser.tile.eq(tiles.o),
-            pool.tile.eq(tiles.o),
         ]
 
-        connect(m, requantiser.residual_read, arbiter.residual_read)
-        connect(m, requantiser.residual_write, arbiter.residual_write)
+        if g.residuals:
+            m.d.comb += requantiser.strides.eq(loader.strides)
+            connect(m, requantiser.residual_read, arbiter.residual_read)
+            connect(m, requantiser.residual_write, arbiter.residual_write)
         connect(m, requantiser.activation_write, arbiter.activation_write)
         connect(m, writer.memory, arbiter.input_write)
         soon = requantiser.soon | writer.soon
@@ -122,8 +122,11 @@ class Engine(wiring.Component):
             memory.write_mask.eq(arbiter.write_mask),
             arbiter.read_data.eq(memory.read_data),
         ]
-        self._compute(m, fetch, window, pool, lanes, loader, requantiser)
-        tile_step, self._group_done = requantiser.tile_step | pool.tile_step, requantiser.group_done
+        self._compute(m, fetch, window, lanes, loader, requantiser)
+        tile_step, self._group_done = requantiser.tile_step, requantiser.group_done
+        if g.residuals:
+            self._pool(m, record, window, tiles, pool, requantiser)
+            tile_step = tile_step | pool.tile_step
         if g.max_pool:
             maximum = self._maximum(m, record, loader, window, tiles, arbiter)
             soon = soon | maximum.soon
@@ -139,12 +142,9 @@ class Engine(wiring.Component):
         connect(m, scorer.o, flipped(self.o_answer))
         return m
 
-    def _compute(self, m, fetch, window, pool, lanes, loader, requantiser) -> None:
-        """Window words to the lanes or the pool, and on to the requantiser."""
-        maximum = window.record.maximum if self._geometry.max_pool else Const(0, 1)
+    def _compute(self, m, fetch, window, lanes, loader, requantiser) -> None:
+        """Window words to the lanes, and on to the requantiser."""
         m.d.comb += [
-            pool.valid.eq(window.pool_valid & ~maximum),
-            pool.word.eq(window.pool_word),
             fetch.room.eq(window.room),
             window.mark.eq(fetch.start),
             window.coming.eq(fetch.coming),
@@ -159,12 +159,22 @@ class Engine(wiring.Component):
             requantiser.start.eq(window.valid & window.last),
             lanes.sum_address.eq(requantiser.sum_address),
             requantiser.sum.eq(lanes.sum),
-            requantiser.pooled.eq(pool.value),
-            requantiser.pooled_place.eq(pool.place),
             loader.bias_address.eq(requantiser.bias_address),
             requantiser.bias.eq(loader.bias),
             loader.stairs_address.eq(requantiser.stairs_address),
             requantiser.stairs.eq(loader.stairs),
+        ]
+
+    def _pool(self, m, record, window, tiles, pool, requantiser) -> None:
+        """Window words to the pool, and on to the requantiser."""
+        maximum = record.maximum if self._geometry.max_pool else Const(0, 1)
+        m.d.comb += [
+            pool.record.eq(record),
+            pool.tile.eq(tiles.o),
+            pool.valid.eq(window.pool_valid & ~maximum),
+            pool.word.eq(window.pool_word),
+            requantiser.pooled.eq(pool.value),
+            requantiser.pooled_place.eq(pool.place),
         ]
 
     def _maximum(self, m, record, loader, window, tiles, arbiter) -> Maximum:

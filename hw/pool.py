@@ -29,7 +29,8 @@ class Pool(wiring.Component):
     """Window sums of `compiler.arith.pool` before its right shift, a memory word of them at a time.
 
     Takes nine words a tile (three columns of three), one a cycle, and gives residual_lanes values,
-    one a cycle, while the next tile's words come in. Pixels outside the map read as 0.
+    one a cycle, while the next tile's words come in. Pixels outside the map read as 0. With several
+    pixel lanes a word waits in registers first: block RAM is slow, and so is the choice of pixels.
 
     Members
     -------
@@ -58,11 +59,15 @@ class Pool(wiring.Component):
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
+        self._valid, self._word = self.valid, self.word
+        if self._geometry.pixel_lanes > 1:
+            self._valid, self._word = Signal(), Signal.like(self.word, reset_less=True)
+            m.d.sync += [self._valid.eq(self.valid), self._word.eq(self.word)]
         column, row, full = Signal(2), Signal(2), Signal()
         last_column = column == COLUMNS - 1
         last_row = row == arith.POOL_KERNEL - 1
-        m.d.comb += full.eq(self.valid & last_column & last_row)
-        with m.If(self.valid):
+        m.d.comb += full.eq(self._valid & last_column & last_row)
+        with m.If(self._valid):
             m.d.sync += row.eq(Mux(last_row, 0, row + 1))
             with m.If(last_row):
                 m.d.sync += column.eq(Mux(last_column, 0, column + 1))
@@ -81,7 +86,9 @@ class Pool(wiring.Component):
         masks = {(q, p): self._mask(m, column, q, p) for p in range(lanes) for q in range(lanes)}
         sums = []
         for c in range(g.residual_channels):
-            pixels = [self.word.word_select(c * lanes + q, width).as_signed() for q in range(lanes)]
+            pixels = [
+                self._word.word_select(c * lanes + q, width).as_signed() for q in range(lanes)
+            ]
             # Of two, a window that holds one alone holds the one away from the pad.
             alone = Signal(signed(width), name=f"alone{c}")
             m.d.comb += alone.eq(Mux(self.record.pad_left, pixels[-1], pixels[0]))
@@ -90,7 +97,7 @@ class Pool(wiring.Component):
                 m.d.comb += added.eq(total + self._part(m, pixels, alone, masks, p, f"{c}_{p}"))
                 with m.If(full):
                     m.d.sync += total.eq(0)
-                with m.Elif(self.valid):
+                with m.Elif(self._valid):
                     m.d.sync += total.eq(added)
                 sums.append(added)
         return sums

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from amaranth.hdl import Array, Cat, Const, Module, Mux, Signal, signed
+from amaranth.hdl import Array, Cat, Const, Module, Mux, Signal, Value, signed
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
@@ -13,6 +13,9 @@ from hw.pointer import Pointer
 
 STAIRS_CYCLES = 2
 """From the address of a channel's bias to that of its staircase: the bias and the residual."""
+
+RESIDUAL_MEMBERS = {"strides", "pooled", "pooled_place", "residual_read", "residual_write"}
+"""Those that there are only with `Geometry.residuals`."""
 
 PLACES = ("word_first", "word_end", "word_last", "tile_end", "row_end", "tile_last")
 
@@ -118,7 +121,8 @@ class Requantiser(wiring.Component):
     sum_address : Out, of a sum of the tile (`hw.lanes.Lanes`); sum : In, one cycle later
     tile : In(`TILE`), of the tile being taken; tile_step : Out(1), it is done
     byte_valid, byte : In, one pixel of one channel; byte_ready : Out, it has been taken
-    pooled : In, a pooling window's sum times 36/count; pooled_place : In(`value_layout`)
+    pooled : In, a pooling window's sum times 36/count; pooled_place : In(`value_layout`). This and
+        all else of `RESIDUAL_MEMBERS` only with `Geometry.residuals`
     bias_address, stairs_address : Out; bias, stairs : In, one cycle later (`hw.loader.Loader`)
     input_done : In(1), strobe: the parameters of the input, or of a layer that does not come here,
         are not needed any more
@@ -133,50 +137,53 @@ class Requantiser(wiring.Component):
         self._geometry = g = geometry
         self._primitive = primitive
         self._lead = g.lane_cycles - 2  # a sum is addressed two cycles after its tile has begun
-        self.value_bits = max(g.accumulator_bits, g.bias_bits, pooled_bits(g)) + 1
-        self.x_bits = max(g.accumulator_bits, g.residual_bits)
+        pixel_bits = arith.INPUT_BITS + g.input_shift + 1
+        pooled = pooled_bits(g) if g.residuals else 0
+        self.value_bits = max(g.accumulator_bits, g.bias_bits, pixel_bits, pooled) + 1
+        self.x_bits = max(g.accumulator_bits, pixel_bits, g.residual_bits if g.residuals else 0)
         self.quotient_bits = g.activation_offset_bits + 1
         self.dividend_bits = max(self.x_bits + g.fraction_bits, g.offset_bits) + 1
-        super().__init__(
-            {
-                "record": In(struct(g.record_fields)),
-                "strides": In(stride_put(g)),
-                "input_mode": In(1),
-                "channels": In(3),
-                "layer_start": In(1),
-                "start": In(1),
-                "gate": Out(1),
-                "sum_address": Out(range(max(g.output_lanes * g.pixel_lanes, 2))),
-                "sum": In(signed(g.accumulator_bits)),
-                "tile": In(TILE),
-                "tile_step": Out(1),
-                "byte_valid": In(1),
-                "byte": In(8),
-                "byte_ready": Out(1),
-                "pooled": In(signed(pooled_bits(g))),
-                "pooled_place": In(value_layout(g)),
-                "bias_address": Out(range(2 * g.output_lanes)),
-                "bias": In(signed(g.bias_bits)),
-                "stairs_address": Out(range(2 * g.output_lanes)),
-                "stairs": In(g.param_bits - g.bias_bits),
-                "input_done": In(1),
-                "residual_read": Out(memory_read(g)),
-                "residual_write": Out(memory_write(g)),
-                "activation_write": Out(memory_write(g)),
-                "soon": Out(1),
-                "dividend": Out(signed(self.dividend_bits)),
-                "divisor": Out(g.divisor_bits),
-                "keep": Out(1),
-                "quotient_start": Out(1),
-                "quotient_done": In(1),
-                "quotient": In(arith.SCORE_BITS),
-                "group_done": Out(1),
-            }
-        )
+        members = {
+            "record": In(struct(g.record_fields)),
+            "strides": In(stride_put(g)),
+            "input_mode": In(1),
+            "channels": In(3),
+            "layer_start": In(1),
+            "start": In(1),
+            "gate": Out(1),
+            "sum_address": Out(range(max(g.output_lanes * g.pixel_lanes, 2))),
+            "sum": In(signed(g.accumulator_bits)),
+            "tile": In(TILE),
+            "tile_step": Out(1),
+            "byte_valid": In(1),
+            "byte": In(8),
+            "byte_ready": Out(1),
+            "pooled": In(signed(pooled_bits(g))),
+            "pooled_place": In(value_layout(g)),
+            "bias_address": Out(range(2 * g.output_lanes)),
+            "bias": In(signed(g.bias_bits)),
+            "stairs_address": Out(range(2 * g.output_lanes)),
+            "stairs": In(g.param_bits - g.bias_bits),
+            "input_done": In(1),
+            "residual_read": Out(memory_read(g)),
+            "residual_write": Out(memory_write(g)),
+            "activation_write": Out(memory_write(g)),
+            "soon": Out(1),
+            "dividend": Out(signed(self.dividend_bits)),
+            "divisor": Out(g.divisor_bits),
+            "keep": Out(1),
+            "quotient_start": Out(1),
+            "quotient_done": In(1),
+            "quotient": In(arith.SCORE_BITS),
+            "group_done": Out(1),
+        }
+        left_out = set() if g.residuals else RESIDUAL_MEMBERS
+        super().__init__({n: member for n, member in members.items() if n not in left_out})
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
         g = self._geometry
+        self._asking: list[Value] = []  # of the memory's ports, each in the cycle before
         self._divides = self.record.divide if g.addend_division else Const(0, 1)
         begin = self._pace(m)
         first = self._sequence(m, begin)
@@ -184,9 +191,12 @@ class Requantiser(wiring.Component):
         place = self._delay(m, middle, 1, "place")
         param = self._stairs(m)
         moved = self._move(m, middle)
-        x, at_x = self._add(m, first, moved, place)
+        if g.residuals:
+            x, at_x = self._add(m, first, moved, place)
+            self._write_residuals(m, x, at_x, param)
+        else:
+            x, at_x = self._pass(m, moved, place)
         q, at_q, useful = self._divide(m, x, at_x, param)
-        self._write_residuals(m, x, at_x, param)
         self._write_activations(m, q, at_q, useful)
         m.d.comb += self.soon.eq(Cat(self._asking).any())
         sequence_done = self._sequence_done
@@ -207,15 +217,8 @@ class Requantiser(wiring.Component):
     def _pace(self, m: Module) -> Signal:
         """When tiles may end, and when their sequence begins; returns the latter."""
         g = self._geometry
-        pattern = sum(1 << cycle for kind in g.accesses for cycle in kind)
-        booked = Signal(pattern.bit_length())  # the coming cycles, of the first value's place
-        booking = (self.start & self.record.residual).replicate(len(booked)) & pattern
         self._sequence_done = Signal()
-        if g.addend_division and g.written_behind > 0:
-            # Its values took their own time, so the last write comes later than was booked.
-            ends = self._sequence_done & self._divides
-            booking = booking | (ends << g.written_behind)
-        m.d.sync += booked.eq((booked | booking) >> 1)
+        clear = self._book(m) | ~self.record.residual if g.residuals else Const(1, 1)
         cooldown = Signal(range(g.tile_cycles))
         scoring = Signal()
         slow = self.record.last | self._divides
@@ -226,13 +229,23 @@ class Requantiser(wiring.Component):
         with m.If(self._sequence_done):
             m.d.sync += scoring.eq(0)
         # Known a cycle ahead, but for a tile that ends in this one.
-        clear = (booked >> 1) & pattern == 0
-        m.d.sync += self.gate.eq(
-            ~self.start & (cooldown[1:] == 0) & (clear | ~self.record.residual) & ~scoring
-        )
+        m.d.sync += self.gate.eq(~self.start & (cooldown[1:] == 0) & clear & ~scoring)
         late = Signal(self._lead)
         m.d.sync += late.eq(Cat(self.start, late))
         return Cat(self.start, late)[-1]
+
+    def _book(self, m: Module) -> Value:
+        """Books the accesses of tiles of the residual stream; whether another's would meet none."""
+        g = self._geometry
+        pattern = sum(1 << cycle for kind in g.accesses for cycle in kind)
+        booked = Signal(pattern.bit_length())  # the coming cycles, of the first value's place
+        booking = (self.start & self.record.residual).replicate(len(booked)) & pattern
+        if g.addend_division and g.written_behind > 0:
+            # Its values took their own time, so the last write comes later than was booked.
+            ends = self._sequence_done & self._divides
+            booking = booking | (ends << g.written_behind)
+        m.d.sync += booked.eq((booked | booking) >> 1)
+        return (booked >> 1) & pattern == 0
 
     def _sequence(self, m: Module, begin: Signal) -> data.View:
         """Walks the output lanes of a tile; returns the place of this cycle's value."""
@@ -323,8 +336,11 @@ class Requantiser(wiring.Component):
         g, r = self._geometry, self.record
         total = Signal(signed(self.value_bits + 1), reset_less=True)
         pixel = self.byte << g.input_shift
-        value = Mux(r.pool, self.pooled, Mux(self.input_mode, pixel, self.sum))
-        offset = Mux(r.pool, r.pad, self.bias)
+        value, offset = Mux(self.input_mode, pixel, self.sum), self.bias
+        if not g.residuals:  # nothing is shifted
+            m.d.sync += total.eq(value + offset)
+            return total
+        value, offset = Mux(r.pool, self.pooled, value), Mux(r.pool, r.pad, offset)
         if g.addend_division:
             divided = r.divide & place.valid
             value = Mux(divided, self.quotient - r.quotient_zero, value)
@@ -337,6 +353,12 @@ class Requantiser(wiring.Component):
         m.d.sync += down.eq(Mux(self.input_mode, g.max_left_shift, r.down))
         m.d.comb += moved.eq((aligned << g.max_left_shift) >> down)
         return moved
+
+    def _pass(self, m: Module, moved: Signal, place: data.View) -> tuple:
+        """Instead of `_add`, where there is no stream: in the same time."""
+        x, at_x = Signal(signed(self.x_bits), reset_less=True), Signal(place.shape())
+        m.d.sync += [x.eq(moved), at_x.eq(place)]
+        return x, at_x
 
     def _add(self, m: Module, first: data.View, moved: Signal, place: data.View) -> tuple:
         """Residual addition, saturating. ``first`` is the place three cycles before.
@@ -367,8 +389,8 @@ class Requantiser(wiring.Component):
             self.residual_read.address.eq(pointer.address),
         ]
         coming = wanted & first.word_first & r.residual
-        self._asking = [coming & reading]  # each in the cycle before
-        m.d.sync += [event.eq(coming), self.residual_read.valid.eq(self._asking[0])]
+        self._asking.append(coming & reading)
+        m.d.sync += [event.eq(coming), self.residual_read.valid.eq(coming & reading)]
         m.d.sync += [loading.eq(event), loads_zero.eq(~reading | self.input_mode)]
         stream = Signal(g.residual_lanes * width)
         with m.If(loading):
@@ -505,26 +527,28 @@ class Requantiser(wiring.Component):
             Signal((g.output_lanes - 1) * b, name=f"packed{p}", reset_less=True)
             for p in range(lanes)
         ]
-        tile, plane, beyond = (Signal(g.address_bits) for _ in range(3))
+        # The place of the next pixel; of the plane's first; and of the pixel after this one.
+        place, plane, beyond = (Signal(g.address_bits) for _ in range(3))
         chunk = Signal(range(max(chunks, 2)))
         m.d.comb += [
-            port.address.eq(tile + at.pixel if lanes > 1 else tile),
+            port.address.eq(place),
+            beyond.eq(place + (at.fits if lanes > 1 else 1)),
         ]
         for p in range(lanes):
             with m.If((at.pixel == p) if lanes > 1 else 1):
                 m.d.comb += port.data.eq(Cat(packed[p], q).replicate(chunks))
                 with m.If(useful):
                     m.d.sync += packed[p].eq(Cat(packed[p], q)[b:])
-        m.d.comb += beyond.eq(tile + (Mux(at.row_end, r.tail_less + 1, lanes) if lanes > 1 else 1))
-        with m.If(useful & at.tile_end & (at.pixel == lanes - 1)):
-            m.d.sync += tile.eq(beyond)
-            with m.If(at.tile_last):  # the next group's part of the same words, or the next plane
+        with m.If(useful & at.tile_end):
+            m.d.sync += place.eq(beyond)
+            # The next group's part of the same words, or the next plane.
+            with m.If(at.tile_last & (at.pixel == lanes - 1)):
                 m.d.sync += chunk.eq(Mux(chunk == chunks - 1, 0, chunk + 1))
                 with m.If(chunk == chunks - 1):
                     m.d.sync += plane.eq(beyond)
                 with m.Else():
-                    m.d.sync += tile.eq(plane)
+                    m.d.sync += place.eq(plane)
         with m.If(self.layer_start):
-            m.d.sync += [tile.eq(r.out_first), plane.eq(r.out_first), chunk.eq(0)]
+            m.d.sync += [place.eq(r.out_first), plane.eq(r.out_first), chunk.eq(0)]
         masks = [((1 << g.output_lanes) - 1) << g.output_lanes * i for i in range(chunks)]
         m.d.comb += port.mask.eq(Array(Const(v, g.word_channels) for v in masks)[chunk])

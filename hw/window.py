@@ -80,17 +80,23 @@ class WindowBuffer(wiring.Component):
         next_written = Signal(bits)
         m.d.comb += next_written.eq(written + arriving)
         m.d.sync += written.eq(next_written)
-        farthest = Signal(bits)  # what the last pixel lane reads
-        m.d.comb += farthest.eq(sum((r.step_pixel for _ in range(1, g.pixel_lanes)), pointer))
-        # The first lane never gets ahead of what is written; the last one may. Between layers, when
-        # the record is anything, there is nothing for the first one.
-        available, behind = Signal(), Signal(signed(bits))
-        there = Signal()  # compared a cycle ahead: too much waits for it
-        m.d.comb += [
-            behind.eq(farthest - written),
-            available.eq(there & ((behind < 0) | (g.pixel_lanes == 1))),
-        ]
+        # Compared a cycle ahead: too much waits for it.
+        there = Signal()
         m.d.sync += there.eq(Mux(take, following != next_written, pointer != next_written))
+        available = there
+        if g.pixel_lanes > 1:
+            # The first lane never gets ahead of what is written; the last one may. Between layers,
+            # when the record is anything, there is nothing for the first one.
+            reach = sum(r.step_pixel for _ in range(1, g.pixel_lanes))
+            farthest, next_farthest = Signal(bits), Signal(bits)  # what the last lane reads
+            m.d.comb += [farthest.eq(pointer + reach), next_farthest.eq(following + reach)]
+            behind, next_behind, all_there = Signal(signed(bits)), Signal(signed(bits)), Signal()
+            m.d.comb += [
+                behind.eq(farthest - next_written),
+                next_behind.eq(next_farthest - next_written),
+            ]
+            m.d.sync += all_there.eq(Mux(take, next_behind < 0, behind < 0))
+            available = there & all_there
 
         # One word on: the next of the window, or the next window's first.
         turn, fresh = Signal.like(r.turn_less), Signal()

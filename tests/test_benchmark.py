@@ -8,7 +8,7 @@ import pytest
 
 from boards import records
 from boards.build import MARGIN, estimate, fit, grown, largest, plan
-from compiler import benchmark, checkpoint, graph
+from compiler import benchmark, checkpoint, graph, networks
 from compiler.__main__ import _parser, main
 from compiler.accuracy import program_of
 from compiler.errors import BuildError, UsageError
@@ -82,12 +82,24 @@ def test_predicted_cycles_are_the_baselines(tmp_path):
     for path in sorted(benchmark.BASELINES.glob("*.json")):
         baseline = json.loads(path.read_text())
         row = next(row for row in benchmark.ROWS if row.name == path.stem)
-        source = benchmark.source_of(row, tmp_path)
-        program = program_of(graph.build(checkpoint.load(source)), row.activation_bits)
+        source = networks.load(benchmark.source_of(row, tmp_path))
+        program = program_of(networks.graph_of(source), row.activation_bits)
         lanes = tuple(baseline["lanes"][name] for name in ("input", "output", "pixels"))
         usual = plan(records.find(row.board), row.activation_bits, lanes)
         laid_out, _ = fit(program, grown(program, usual))
         assert laid_out.cycles == baseline["cycles_per_image"]["predicted"]
+
+
+def test_tinbinns_network_is_the_published_one(tmp_path):
+    """Its layers and additions are the paper's, and its file is read as what it was made of."""
+    row = next(row for row in benchmark.ROWS if row.made == "tinbinn")
+    made = benchmark.tinbinn(checkpoint.load(benchmark.ZOO / row.source))
+    program = program_of(made, row.activation_bits)
+    channels = [program[op.output].channels for op in program.convs()]
+    assert channels == [48, 48, 96, 96, 128, 128, 256, 256, 10]
+    assert program.addsub_per_image == 71_518_720
+    read = networks.graph_of(networks.load(benchmark.source_of(row, tmp_path)))
+    assert program_of(read, row.activation_bits).ops == program.ops
 
 
 def test_refuses_an_unknown_row(capsys):

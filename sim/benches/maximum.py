@@ -115,17 +115,15 @@ async def _run(dut, name: str, g: Geometry, rounds: int) -> int:
         written: list[tuple[int, bool]] = []
         share = draw.choice((1.0, 0.6))
         queue = [(p, *item) for p in range(planes) for item in words_of(q[p], kernel, stride, pads)]
-        ending = None
         while len(written) < len(expected):
             send = bool(queue) and draw.random() < share
             ports.valid.value = int(send)
-            ports.falling.value = 0 if ending is None else join(falling[ending], 1)
-            ending = None
+            ports.falling.value = 0
             if send:
                 plane, word, last = queue.pop(0)
                 ports.word.value = join(word, g.activation_bits)
                 ports.last.value = int(last)
-                ending = plane if last else None
+                ports.falling.value = join(falling[plane], 1) if last else 0
             await edge
             if ports.memory__valid.value == 1:
                 at = first + len(written)

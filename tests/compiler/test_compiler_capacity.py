@@ -44,6 +44,12 @@ CASES: dict[str, tuple[Callable[[], Program], dict[str, Any], str, dict[str, Any
         "dense1: a group of weights needs 64 words",
         {"weight_depth": 64},
     ),
+    "residual stream": (
+        lambda: random_program(0),
+        {"residuals": False},
+        "conv0: the network has a residual stream, but the engine has none",
+        {"residuals": True},
+    ),
     "division": (
         lambda: random_program(0, channel_scales=True),
         {},
@@ -95,8 +101,12 @@ def test_nine_channels_are_beyond_any_engine() -> None:
             {"addend_division": True, "pixel_lanes": 2},
             "pixel_lanes must be 1 where addend_division is True, not 2",
         ),
+        (
+            {"addend_division": True, "residuals": False},
+            "residuals must be True where addend_division is True, not False",
+        ),
     ],
-    ids=["max_pool", "addend_division"],
+    ids=["max_pool", "addend_division", "residuals"],
 )
 def test_geometries_that_have_no_room_for_a_unit(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
@@ -138,6 +148,18 @@ def test_an_engine_grows_by_what_a_network_lacks() -> None:
     for name, less in (smaller | {"weight_depth": 32}).items():
         with pytest.raises(CapacityError):
             schedule(program, replace(grown, **{name: less}))  # type: ignore[arg-type]
+
+
+def test_an_engine_of_its_own_has_no_stream_that_its_network_lacks() -> None:
+    """The usual engine stays as it is: its bitstream runs other networks too."""
+    plain = lower(random_vgg(0))
+    assert not fitted(plain, Geometry()).geometry.residuals
+    assert fitted(plain, Geometry(), fixed=("residuals",)).geometry.residuals
+    usual = Geometry(max_pool=True)
+    assert fitted(plain, usual).geometry == usual
+    residual = random_program(0, shape=(6, 8, 8)).with_residual_bits(16)
+    grown = fitted(residual, Geometry()).geometry
+    assert grown.plain_input and grown.residuals
 
 
 def test_what_is_fixed_stays() -> None:

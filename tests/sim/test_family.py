@@ -11,9 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from boards import records
+from boards.build import grown, plan
+from compiler import checkpoint
 from compiler import graph as ir
 from compiler.accuracy import program_of
 from compiler.arith import Pads
+from compiler.benchmark import ZOO, tinbinn
 from compiler.geometry import Geometry
 from compiler.lower import lower
 from compiler.program import Add, MaxPool, Program
@@ -43,6 +47,21 @@ WHOLE = replace(
     offset_bits=34,
 )
 """An engine that runs every form."""
+
+PLAIN = Geometry(
+    input_lanes=8,
+    output_lanes=8,
+    pixel_lanes=2,
+    activation_bits=8,
+    word_channels=8,
+    accumulator_bits=20,
+    stream_bits=32,
+    weight_depth=256,
+    plain_input=True,
+    residuals=False,
+    max_pool=True,
+)
+"""What the iCEBreaker gets for TinBiNN's network: 128 additions a cycle at 8 bits."""
 
 IMAGENET = {"family": "wrn-imagenet", "depth": 10, "width": 1 / 16, "size": (20, 18)}
 
@@ -98,6 +117,19 @@ def test_maxima_and_divided_addends() -> None:
     hold(simulation, SHIPPED, vgg, pictures=2)
     hold(simulation, SHIPPED, divided)
     hold(simulation, SHIPPED, lower(random_vgg(2, shape=(3, 7, 7), channels=(3,), dense=(5,))))
+
+
+def test_an_engine_without_a_residual_stream() -> None:
+    """At 8 bits, two pixels at once, as TinBiNN's network has it; maxima fall in some channels."""
+    geometry = replace(PLAIN, window_depth=64)
+    simulation = built(geometry)
+    vgg = lower(random_vgg(1, channels=(5, 18), dense=(9, 5), bits=8))
+    assert has(vgg, "maximum")
+    hold(simulation, geometry, vgg, pictures=2)
+    pool = (3, 2, Pads(1, 1, 1, 1))
+    hold(
+        simulation, geometry, lower(random_vgg(2, channels=(20,), dense=(12, 7), bits=8, pool=pool))
+    )
 
 
 @pytest.mark.slow
@@ -170,10 +202,11 @@ def post_activation(seed: int) -> ir.Graph:
 @pytest.mark.slow
 def test_tinbinns_network() -> None:
     """48-48-96-96-128-128 and 256-256-10 on 32x32: 71.5 million additions, at their full size."""
-    geometry = Geometry(max_pool=True, memory_depth=1 << 15)
-    program = lower(random_vgg(0, shape=(3, 32, 32), channels=(48, 96, 128), dense=(256, 256, 10)))
+    program = program_of(tinbinn(checkpoint.load(ZOO / "cifar10-wrn20-1-a4.pt")), 8)
     assert program.addsub_per_image == 71_518_720
-    hold(built(geometry), geometry, program)
+    usual = plan(records.find("icebreaker"), 8, (PLAIN.input_lanes, PLAIN.output_lanes, 2))
+    assert grown(program, usual).geometry == PLAIN
+    hold(built(PLAIN), PLAIN, program)
 
 
 @pytest.mark.slow
