@@ -145,15 +145,19 @@ def geometry_for(
     """A geometry with other lanes and activations of another width.
 
     A word of activation memory stays within what the memory blocks give in one cycle: lanes of up
-    to four bits stand in nibbles, wider ones in bytes. A word of the Image fits it, and fills a
-    step of weights in whole parts.
+    to four bits stand in nibbles, wider ones in bytes. Where fewer channels stand in a word, the
+    default is more pixels at once, as many as a word has residuals of. A word of the Image fits it,
+    and fills a step of weights in whole parts.
     """
     nibbles = -(-activation_bits // 4)
     across = min(default.word_channels, WORD_BITS // (4 * nibbles))
     inputs, outputs, pixels = lanes or (
         min(default.input_lanes, across),
         min(default.output_lanes, across),
-        default.pixel_lanes,
+        min(
+            default.pixel_lanes * -(-default.input_lanes // across),
+            across * activation_bits // default.residual_bits,
+        ),
     )
     weights = inputs * outputs // default.pump
     fitting = (n for n in (64, 32, 16) if n <= across * activation_bits and weights % n == 0)

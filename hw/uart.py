@@ -146,16 +146,18 @@ class UartTransmitter(wiring.Component):
         # The stop bit is the highest 1: alone in the register it is the line's idle state as well.
         bits = Signal(10, init=1)
         timer = Signal(range(self._divisor))
-        m.d.comb += self.tx.eq(bits[0])
-        with m.If(timer != 0):
+        free = Signal(init=1)  # from a register: much waits for it
+        taken = self.i.valid & free
+        coming = bits[1:] if self._divisor > 1 else bits[2:]
+        m.d.sync += free.eq((timer <= 1) & (coming == 0) & ~taken)
+        m.d.comb += [self.tx.eq(bits[0]), self.i.ready.eq(free)]
+        with m.If(taken):
+            m.d.sync += [
+                bits.eq(Cat(Const(0, 1), self.i.payload, Const(1, 1))),
+                timer.eq(self._divisor - 1),
+            ]
+        with m.Elif(timer != 0):
             m.d.sync += timer.eq(timer - 1)
         with m.Elif(bits[1:] != 0):
             m.d.sync += [bits.eq(bits >> 1), timer.eq(self._divisor - 1)]
-        with m.Else():
-            m.d.comb += self.i.ready.eq(1)
-            with m.If(self.i.valid):
-                m.d.sync += [
-                    bits.eq(Cat(Const(0, 1), self.i.payload, Const(1, 1))),
-                    timer.eq(self._divisor - 1),
-                ]
         return m

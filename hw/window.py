@@ -87,7 +87,8 @@ class WindowBuffer(wiring.Component):
         if g.pixel_lanes > 1:
             # The first lane never gets ahead of what is written; the last one may. Between layers,
             # when the record is anything, there is nothing for the first one.
-            reach = sum(r.step_pixel for _ in range(1, g.pixel_lanes))
+            reach = Signal(bits)  # from the first lane to the last
+            m.d.sync += reach.eq(sum(r.step_pixel for _ in range(1, g.pixel_lanes)))
             farthest, next_farthest = Signal(bits), Signal(bits)  # what the last lane reads
             m.d.comb += [farthest.eq(pointer + reach), next_farthest.eq(following + reach)]
             behind, next_behind, all_there = Signal(signed(bits)), Signal(signed(bits)), Signal()
