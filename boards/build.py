@@ -146,18 +146,17 @@ def geometry_for(
 
     A word of activation memory stays within what the memory blocks give in one cycle: lanes of up
     to four bits stand in nibbles, wider ones in bytes. Where fewer channels stand in a word, the
-    default is more pixels at once, as many as a word has residuals of. A word of the Image fits it,
-    and fills a step of weights in whole parts.
+    default is more pixels at once, up to as many as a word has residuals of. A word of the Image
+    fits it, and fills a step of weights in whole parts.
     """
     nibbles = -(-activation_bits // 4)
     across = min(default.word_channels, WORD_BITS // (4 * nibbles))
+    residuals = across * activation_bits // default.residual_bits
+    pixels = min(default.pixel_lanes * -(-default.input_lanes // across), residuals)
     inputs, outputs, pixels = lanes or (
         min(default.input_lanes, across),
         min(default.output_lanes, across),
-        min(
-            default.pixel_lanes * -(-default.input_lanes // across),
-            across * activation_bits // default.residual_bits,
-        ),
+        1 << max(pixels, 1).bit_length() - 1,
     )
     weights = inputs * outputs // default.pump
     fitting = (n for n in (64, 32, 16) if n <= across * activation_bits and weights % n == 0)

@@ -168,7 +168,7 @@ UP5K = Budget(lut=5280, bram=30, spram=4, dsp=8)
 UP5K_GEOMETRY = Geometry()
 """256 additions a cycle; a memory word is what the four single-port RAMs give in a cycle."""
 
-UP5K_LANES = ((16, 16, 1), (16, 8, 1), (8, 8, 1), (4, 8, 1))
+UP5K_LANES = ((16, 16, 1), (16, 8, 1), (8, 8, 2), (8, 8, 1), (4, 8, 1))
 
 ICEPROG = Programmer("iceprog", ("-o", "{offset}", "{file}"), "apt install fpga-icestorm")
 OPENFPGALOADER = Programmer(
@@ -271,7 +271,7 @@ HX8K = Board(
     geometry=Geometry(
         pump=1, weight_depth=256, memory_depth=512, bias_bits=16, offset_bits=28, divisor_bits=18
     ),
-    candidates=((16, 16, 2), (16, 16, 1), (16, 8, 1), (8, 8, 1)),
+    candidates=((16, 16, 2), (16, 16, 1), (16, 8, 1), (8, 8, 2), (8, 8, 1)),
     programmers=(ICEPROG,),
 )
 """256 additions a cycle. Of the block RAMs the weights take half, the maps a quarter, biases of 16
@@ -309,7 +309,10 @@ ULX3S_25F = Board(
     baud=2_000_000,
     flash=Flash(size=4 << 20, image_offset=2 << 20),
     geometry=Geometry(pixel_lanes=4, pump=1, weight_depth=512, memory_depth=8192),
-    candidates=((16, 16, 8), (16, 16, 4), (16, 16, 2), (16, 16, 1), (16, 8, 1)),
+    candidates=(
+        *((16, 16, 8), (16, 16, 4), (16, 16, 2), (16, 16, 1)),
+        *((8, 8, 4), (16, 8, 1), (8, 8, 2), (8, 8, 1)),
+    ),
     programmers=(
         Programmer(
             "openFPGALoader",

@@ -265,7 +265,8 @@ def document(
 Written by `python -m compiler benchmark`: each figure is of a bitstream that the tools made with
 timing met, and of the simulation of its Verilog, whose scores and layers equalled the golden model.
 In brackets stands what the row is to reach. Where there is no checkpoint yet the weight bits are
-random (seed {TIMING_SEED}), and all else is of a trained network (`compiler.benchmark.widened`).
+random (seed {TIMING_SEED}), and batch norms are a trained network's (`widened` and `tinbinn` in
+`compiler/benchmark.py`).
 
 {table(results)}
 Tools: {tools}. `tests/baselines` holds what later builds are compared with.

@@ -17,6 +17,9 @@ from compiler.geometry import Geometry
 POOL_CYCLES = 11
 """Cycles of a pooling layer before its first window and after its last."""
 
+MAXIMUM_CYCLES = 2
+"""From a window's last word to the cycle in which its maximum is written."""
+
 SCORE_CYCLES = 8
 """Cycles that a score takes beyond its division."""
 
@@ -158,7 +161,7 @@ class Flash:
 def _tail(r: Record, g: Geometry) -> int:
     """From a group's last step to its last activation."""
     if r["maximum"]:
-        return 1
+        return MAXIMUM_CYCLES
     last = (g.output_lanes - 1) * g.channel_cycles + g.pixel_lanes - 1
     if r["divide"]:
         last = g.output_lanes * _divided_cycles(g) - 1 - g.channel_cycles
@@ -185,7 +188,7 @@ def _accesses(r: Record, g: Geometry) -> tuple[list[int], list[int], list[int]]:
     """`Geometry.accesses` of a layer, from a tile's last step on."""
     begin = g.lane_cycles
     if r["maximum"]:
-        return [], [], [1]
+        return [], [], [MAXIMUM_CYCLES]
     if r["divide"]:
         each = _divided_cycles(g)
         firsts = range(0, g.output_lanes, g.residual_channels)

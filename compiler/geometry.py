@@ -101,7 +101,8 @@ class Geometry:
     pad_bits : int
         Maps have fewer than two to the power of it rows and columns of padding in front.
     residuals : bool
-        There is a residual stream, to be added to and pooled (`hw.pool`). Plain networks have none.
+        There is a residual stream, to be added to and pooled (`hw.pool`). Plain networks have none,
+        but where windows do not hold all slices of the image its sums wait there.
     max_pool : bool
         There is a unit for maxima (`hw.maximum`).
     addend_division : bool
@@ -269,6 +270,11 @@ class Geometry:
         return arith.INPUT_FRACTION_BITS - arith.MAX_FRACTION_BITS
 
     @property
+    def pixel_bits(self) -> int:
+        """Of a pixel that is shifted so, with a sign."""
+        return arith.INPUT_BITS + self.input_shift + 1
+
+    @property
     def input_fraction_bits(self) -> int:
         return self.fraction_bits + self.input_shift
 
@@ -285,7 +291,7 @@ class Geometry:
     @property
     def activation_offset_bits(self) -> int:
         """Width of the offsets of activations: their dividends must reach no further."""
-        reach = self.residual_bits + 1 if self.residuals else 0
+        reach = self.residual_bits + 1 if self.residuals else self.pixel_bits
         return max(self.accumulator_bits, reach) + self.fraction_bits
 
     @property
@@ -305,6 +311,8 @@ class Geometry:
         One a pixel; and so many that in the time of one memory word of residuals four accesses fit
         (read, write, an activation, and one for the window).
         """
+        if not self.residuals:
+            return self.pixel_lanes
         return max(self.pixel_lanes, -(-4 // self.residual_channels))
 
     @property
@@ -326,8 +334,7 @@ class Geometry:
     def accesses(self) -> tuple[list[int], list[int], list[int]]:
         """When a tile reads residuals, writes them, and writes activations.
 
-        In cycles from that in which the place of its first value is known. No two are the same
-        (where there are residuals at all);
+        In cycles from that in which the place of its first value is known. No two are the same;
         `hw.requantise` starts no tile whose accesses would meet those of the one before.
         """
         return _accesses(self, *_holds(self))
@@ -364,9 +371,13 @@ class Geometry:
         return (self.memory_depth - 1).bit_length()
 
     def beyond(self, other: Geometry) -> str:
-        """Where it differs from another, in words: "memory_depth 32768, max_pool True"."""
+        """Where it differs from another, in words: "no residuals, max_pool True"."""
         pairs = ((f.name, getattr(self, f.name), getattr(other, f.name)) for f in fields(self))
-        return ", ".join(f"{name} {mine}" for name, mine, its in pairs if mine != its)
+        return ", ".join(
+            f"no {name}" if mine is False else f"{name} {mine}"
+            for name, mine, its in pairs
+            if mine != its
+        )
 
     @property
     def digest(self) -> int:

@@ -194,13 +194,16 @@ def fitted(program: Program, geometry: Geometry, fixed: Collection[str] = ()) ->
             if not error.needs or not set(fixed).isdisjoint(error.needs):
                 raise
             try:
-                geometry = replace(geometry, **error.needs)  # type: ignore[arg-type]
+                more = replace(geometry, **error.needs)  # type: ignore[arg-type]
             except ValueError:
                 raise error from None
-    if geometry == usual or "residuals" in fixed:
+            if more == geometry:
+                raise
+            geometry = more
+    if geometry == usual or geometry.addend_division or "residuals" in fixed:
         return laid_out
     try:
-        return schedule(program, replace(geometry, residuals=False, addend_division=False))
+        return schedule(program, replace(geometry, residuals=False))
     except CapacityError:
         return laid_out
 
@@ -774,7 +777,7 @@ class _Builder:
     def _check_residuals(self, f: Fused) -> None:
         if not self.geometry.residuals:
             raise CapacityError(
-                f"{f.name}: the network has a residual stream, but the engine has none",
+                f"{f.name}: the layer needs a residual stream, but the engine has none",
                 needs={"residuals": True},
             )
 
@@ -782,6 +785,11 @@ class _Builder:
         most = (1 << self.geometry.pad_bits) - 1
         if op.stride > 2:
             raise CapacityError(f"{f.name}: stride must be 1 or 2, not {op.stride}")
+        if op.kernel < op.stride:  # the window's reader would get ahead of what has come
+            raise CapacityError(
+                f"{f.name}: windows of {op.kernel}x{op.kernel} pixels must not leave any out, but "
+                f"their stride is {op.stride}"
+            )
         if op.pads.left > most or op.pads.top > most:
             bits = max(op.pads.left, op.pads.top).bit_length()
             raise CapacityError(
@@ -880,7 +888,7 @@ class _Builder:
                 f"{f.name}: what it adds to the residual stream is no power of two times the "
                 "stream's unit, and the engine cannot divide it",
                 "a network of one scale a layer",
-                {"addend_division": True},
+                {"addend_division": True} | ({"pixel_lanes": 1} if g.pixel_lanes > 1 else {}),
             )
         if f.add is not None or isinstance(f.op, Quantise):
             stream = f.add.output if f.add else f.source

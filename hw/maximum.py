@@ -24,7 +24,7 @@ class Maximum(wiring.Component):
     tile : In(`TILE`), of the window being written; tile_step : Out(1), on to the next
     valid : In(1), a word of a window comes
     word : In(word_bits); last : In(1), it ends its window
-    falling : In, a bit a lane, with a window's last word
+    falling : In, a bit a lane, in the cycle after a window's last word
     memory : Out(memory_write); never held up
     soon : Out(1), it will ask in the next cycle
     group_done : Out(1), strobe, the plane's last word is written
@@ -52,11 +52,16 @@ class Maximum(wiring.Component):
         m = Module()
         g = self._geometry
         b = g.activation_bits
-        begins, full = Signal(init=1), Signal()
+        begins, chosen, full = Signal(init=1), Signal(), Signal()
         best = [Signal(b, name=f"best{lane}") for lane in range(g.word_channels)]
-        falling = Signal.like(self.falling)  # it comes from the lanes' clock
-        m.d.comb += self.soon.eq(self.valid & self.last)
-        m.d.sync += [full.eq(self.soon), falling.eq(self.falling)]
+        # Flags come from the lanes' clock, and the memory is far: what is written waits in between.
+        result = Signal(len(self.word), reset_less=True)
+        m.d.comb += self.soon.eq(chosen)
+        m.d.sync += [
+            chosen.eq(self.valid & self.last),
+            full.eq(chosen),
+            result.eq(Cat(*(v ^ self.falling[i].replicate(b) for i, v in enumerate(best)))),
+        ]
         with m.If(self.valid):
             m.d.sync += begins.eq(self.last)
             for lane, value in enumerate(best):
@@ -69,9 +74,7 @@ class Maximum(wiring.Component):
             m.d.sync += self.memory.address.eq(self.memory.address + 1)
         m.d.comb += [
             self.memory.valid.eq(full),
-            self.memory.data.eq(
-                Cat(*(value ^ falling[i].replicate(b) for i, value in enumerate(best)))
-            ),
+            self.memory.data.eq(result),
             self.memory.mask.eq(-1),
             self.tile_step.eq(full),
             self.group_done.eq(full & self.tile.row_end & self.tile.last_row),

@@ -137,10 +137,9 @@ class Requantiser(wiring.Component):
         self._geometry = g = geometry
         self._primitive = primitive
         self._lead = g.lane_cycles - 2  # a sum is addressed two cycles after its tile has begun
-        pixel_bits = arith.INPUT_BITS + g.input_shift + 1
-        pooled = pooled_bits(g) if g.residuals else 0
-        self.value_bits = max(g.accumulator_bits, g.bias_bits, pixel_bits, pooled) + 1
-        self.x_bits = max(g.accumulator_bits, pixel_bits, g.residual_bits if g.residuals else 0)
+        pooled, residual = (pooled_bits(g), g.residual_bits) if g.residuals else (0, 0)
+        self.value_bits = max(g.accumulator_bits, g.bias_bits, g.pixel_bits, pooled) + 1
+        self.x_bits = max(g.accumulator_bits, g.pixel_bits, residual)
         self.quotient_bits = g.activation_offset_bits + 1
         self.dividend_bits = max(self.x_bits + g.fraction_bits, g.offset_bits) + 1
         members = {

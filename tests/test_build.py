@@ -15,7 +15,7 @@ import torch
 
 from boards import build as boards_build
 from boards import records
-from boards.build import fit, plan
+from boards.build import fit, geometry_for, grown, lanes_name, plan
 from compiler import checkpoint, graph, sizing
 from compiler.__main__ import main
 from compiler.accuracy import program_of
@@ -24,6 +24,7 @@ from compiler.errors import BuildError, CapacityError, UsageError
 from compiler.image import check_frame, flash_words, unpack
 from compiler.stages import STAMPS, Stages, make_folder
 from tests.conftest import ROOT
+from tests.support.networks import random_program
 
 DIGITS = ROOT / "train" / "zoo" / "digits-wrn8-1-a4.pt"
 BOARD = records.find("ice40")
@@ -261,6 +262,27 @@ def test_refuses_a_clock_that_routing_does_not_reach(tmp_path):
 
 
 # -- repeatability ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("board", "lanes"),
+    [
+        ("icebreaker", ["16x16x1"] * 3 + ["8x8x2"] * 4),
+        ("ulx3s-25f", ["16x16x2", "16x16x2", "16x16x4"] + ["8x8x2"] * 3 + ["8x8x4"]),
+    ],
+)
+def test_default_lanes_for_each_width_of_activations(board, lanes):
+    """Where fewer channels stand in a word, more pixels are taken at once."""
+    usual = records.find(board).geometry
+    assert [lanes_name(geometry_for(usual, bits)) for bits in range(2, 9)] == lanes
+
+
+def test_an_engine_that_divides_addends_takes_one_pixel():
+    program = random_program(0, channel_scales=True, bits=8).with_residual_bits(16)
+    chosen = grown(program, plan(BOARD, 8))
+    assert plan(BOARD, 8).geometry.pixel_lanes == 2
+    assert (chosen.geometry.pixel_lanes, chosen.geometry.addend_division) == (1, True)
+    assert fit(program, chosen)[0].cycles > 0
 
 
 FEW_LANES = (8, 8, 1)

@@ -26,7 +26,10 @@ POINTS = {
     "eight": replace(EIGHT, max_pool=True),
 }
 
-WINDOWS = [(2, 2, Pads(0, 0, 0, 0)), (3, 2, Pads(1, 1, 1, 1)), (3, 1, Pads(0, 1, 1, 0))]
+WINDOWS = [
+    *((2, 2, Pads(0, 0, 0, 0)), (3, 2, Pads(1, 1, 1, 1)), (3, 1, Pads(0, 1, 1, 0))),
+    (1, 2, Pads(0, 0, 0, 0)),
+]
 """Kernel, stride and pads."""
 
 
@@ -115,15 +118,17 @@ async def _run(dut, name: str, g: Geometry, rounds: int) -> int:
         written: list[tuple[int, bool]] = []
         share = draw.choice((1.0, 0.6))
         queue = [(p, *item) for p in range(planes) for item in words_of(q[p], kernel, stride, pads)]
+        ending = None
         while len(written) < len(expected):
             send = bool(queue) and draw.random() < share
             ports.valid.value = int(send)
-            ports.falling.value = 0
+            ports.falling.value = 0 if ending is None else join(falling[ending], 1)
+            ending = None
             if send:
                 plane, word, last = queue.pop(0)
                 ports.word.value = join(word, g.activation_bits)
                 ports.last.value = int(last)
-                ports.falling.value = join(falling[plane], 1) if last else 0
+                ending = plane if last else None
             await edge
             if ports.memory__valid.value == 1:
                 at = first + len(written)

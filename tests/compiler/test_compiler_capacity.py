@@ -47,7 +47,7 @@ CASES: dict[str, tuple[Callable[[], Program], dict[str, Any], str, dict[str, Any
     "residual stream": (
         lambda: random_program(0),
         {"residuals": False},
-        "conv0: the network has a residual stream, but the engine has none",
+        "conv0: the layer needs a residual stream, but the engine has none",
         {"residuals": True},
     ),
     "division": (
@@ -88,6 +88,12 @@ def test_nine_channels_are_beyond_any_engine() -> None:
     program = random_program(0, shape=(9, 8, 8)).with_residual_bits(16)
     with pytest.raises(CapacityError, match="the image has 9 channels, but the engine takes 8"):
         schedule(program, Geometry(plain_input=True))
+
+
+def test_windows_that_leave_pixels_out_are_refused() -> None:
+    program = lower(random_vgg(0, pool=(1, 2, Pads(0, 0, 0, 0)))).with_residual_bits(16)
+    with pytest.raises(CapacityError, match="windows of 1x1 pixels must not leave any out"):
+        schedule(program, Geometry(max_pool=True))
 
 
 @pytest.mark.parametrize(
@@ -173,6 +179,7 @@ def test_what_is_fixed_stays() -> None:
 
 def test_what_no_field_brings_is_refused() -> None:
     """Addends cannot be divided for several pixels at once."""
-    program = random_program(0, channel_scales=True)
+    program = random_program(0, channel_scales=True).with_residual_bits(16)
     with pytest.raises(CapacityError, match="no power of two times"):
-        fitted(program, Geometry(pixel_lanes=2))
+        fitted(program, Geometry(pixel_lanes=2), fixed=("pixel_lanes",))
+    assert fitted(program, Geometry(pixel_lanes=2)).geometry == Geometry(addend_division=True)
