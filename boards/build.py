@@ -145,18 +145,16 @@ def geometry_for(
     """A geometry with other lanes and activations of another width.
 
     A word of activation memory stays within what the memory blocks give in one cycle: lanes of up
-    to four bits stand in nibbles, wider ones in bytes. Where fewer channels stand in a word, the
-    default is more pixels at once, up to as many as a word has residuals of. A word of the Image
-    fits it, and fills a step of weights in whole parts.
+    to four bits stand in nibbles, wider ones in bytes. Of pixels it has residuals of so many at
+    most. A word of the Image fits it, and fills a step of weights in whole parts.
     """
     nibbles = -(-activation_bits // 4)
     across = min(default.word_channels, WORD_BITS // (4 * nibbles))
-    residuals = across * activation_bits // default.residual_bits
-    pixels = min(default.pixel_lanes * -(-default.input_lanes // across), residuals)
+    residuals = max(1, across * activation_bits // default.residual_bits)
     inputs, outputs, pixels = lanes or (
         min(default.input_lanes, across),
         min(default.output_lanes, across),
-        1 << max(pixels, 1).bit_length() - 1,
+        min(default.pixel_lanes, 1 << residuals.bit_length() - 1),
     )
     weights = inputs * outputs // default.pump
     fitting = (n for n in (64, 32, 16) if n <= across * activation_bits and weights % n == 0)

@@ -461,6 +461,7 @@ def _row(row: Any, data: Path | None, say: Say) -> dict[str, Any] | str:
     source = benchmark.source_of(row, folder)
     arguments = ["build", str(source), "--board", row.board, "--images", str(row.images)]
     arguments += ["--activation-bits", str(row.activation_bits)]
+    arguments += ["--lanes", row.shape] if row.shape else []
     arguments += ["--data", str(data)] if data else []
     try:
         return _build(_parser().parse_args(arguments), say, folder / row.name)

@@ -42,6 +42,8 @@ class Row:
         What is made of the file, for its timing: "widened" to twice its width, or "tinbinn"; else
         it is the network that the file holds.
     activation_bits : int
+    shape : str
+        ``--lanes`` of the build; "" for the board's.
     lanes, clock_mhz : int, float
         Least additions a cycle at its width of activations, and least clock after routing.
     least : float
@@ -58,6 +60,7 @@ class Row:
     least: float
     made: str = ""
     activation_bits: int = 4
+    shape: str = ""
     images: int = 2
 
     @property
@@ -69,7 +72,7 @@ class Row:
 ROWS = (
     Row("icebreaker", "wrn20-2", "cifar10-wrn20-1-a4.pt", 256, 36, 40, "widened"),
     Row("icebreaker", "wrn20-1", "cifar10-wrn20-1-a4.pt", 256, 36, 150),
-    Row("icebreaker", "tinbinn", "cifar10-wrn20-1-a4.pt", 128, 36, 40, "tinbinn", 8),
+    Row("icebreaker", "tinbinn", "cifar10-wrn20-1-a4.pt", 128, 36, 40, "tinbinn", 8, "8x8x2"),
     Row("hx8k", "wrn8-1", "digits-wrn8-1-a4.pt", 256, 85, 0, images=3),
     Row("ulx3s-25f", "wrn20-1", "cifar10-wrn20-1-a4.pt", 1024, 80, 0),
     Row("ulx3s-25f", "wrn20-2", "cifar10-wrn20-1-a4.pt", 1024, 80, 220, "widened"),

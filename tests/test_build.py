@@ -267,20 +267,19 @@ def test_refuses_a_clock_that_routing_does_not_reach(tmp_path):
 @pytest.mark.parametrize(
     ("board", "lanes"),
     [
-        ("icebreaker", ["16x16x1"] * 3 + ["8x8x2"] * 4),
+        ("icebreaker", ["16x16x1"] * 3 + ["8x8x1"] * 4),
         ("ulx3s-25f", ["16x16x2", "16x16x2", "16x16x4"] + ["8x8x2"] * 3 + ["8x8x4"]),
     ],
 )
 def test_default_lanes_for_each_width_of_activations(board, lanes):
-    """Where fewer channels stand in a word, more pixels are taken at once."""
+    """No more channels than a word has, and no more pixels than it has residuals of."""
     usual = records.find(board).geometry
     assert [lanes_name(geometry_for(usual, bits)) for bits in range(2, 9)] == lanes
 
 
 def test_an_engine_that_divides_addends_takes_one_pixel():
     program = random_program(0, channel_scales=True, bits=8).with_residual_bits(16)
-    chosen = grown(program, plan(BOARD, 8))
-    assert plan(BOARD, 8).geometry.pixel_lanes == 2
+    chosen = grown(program, plan(BOARD, 8, (8, 8, 2)))
     assert (chosen.geometry.pixel_lanes, chosen.geometry.addend_division) == (1, True)
     assert fit(program, chosen)[0].cycles > 0
 

@@ -206,7 +206,7 @@ def test_tinbinns_network() -> None:
     """48-48-96-96-128-128 and 256-256-10 on 32x32: 71.5 million additions, at their full size."""
     program = program_of(tinbinn(checkpoint.load(ZOO / "cifar10-wrn20-1-a4.pt")), 8)
     assert program.addsub_per_image == 71_518_720
-    usual = plan(records.find("icebreaker"), 8)
+    usual = plan(records.find("icebreaker"), 8, (8, 8, 2))
     assert grown(program, usual).geometry == PLAIN
     hold(built(PLAIN), PLAIN, program)
 
