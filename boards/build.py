@@ -27,7 +27,7 @@ from boards.toolchain import (
 )
 from boards.top import BoardTop, pll
 from compiler.errors import BuildError, CapacityError, UsageError
-from compiler.geometry import Geometry
+from compiler.geometry import Geometry, residuals_in
 from compiler.image import Image, check_room
 from compiler.program import Program
 from compiler.schedule import Schedule, fitted, schedule, streamed
@@ -145,16 +145,16 @@ def geometry_for(
     """A geometry with other lanes and activations of another width.
 
     A word of activation memory stays within what the memory blocks give in one cycle: lanes of up
-    to four bits stand in nibbles, wider ones in bytes. Of pixels it has residuals of so many at
-    most. A word of the Image fits it, and fills a step of weights in whole parts.
+    to four bits stand in nibbles, wider ones in bytes. The default takes no more pixels at once
+    than a word has residuals of. A word of the Image fits it, and fills a step of weights in whole
+    parts.
     """
     nibbles = -(-activation_bits // 4)
     across = min(default.word_channels, WORD_BITS // (4 * nibbles))
-    residuals = max(1, across * activation_bits // default.residual_bits)
     inputs, outputs, pixels = lanes or (
         min(default.input_lanes, across),
         min(default.output_lanes, across),
-        min(default.pixel_lanes, 1 << residuals.bit_length() - 1),
+        min(default.pixel_lanes, residuals_in(across * activation_bits, default.residual_bits)),
     )
     weights = inputs * outputs // default.pump
     fitting = (n for n in (64, 32, 16) if n <= across * activation_bits and weights % n == 0)

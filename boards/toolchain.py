@@ -207,7 +207,7 @@ class Family:
 
 
 SHORT_PATHS = ("--placer-heap-timingweight", "80")
-"""Short critical paths before short wires: several MHz, where the device is nearly full."""
+"""Short critical paths before short wires: several MHz, the more so where a device is full."""
 
 ICE40 = Family(
     name="ice40",

@@ -228,7 +228,7 @@ class Geometry:
     @property
     def residual_lanes(self) -> int:
         """Residuals in a memory word: pixel_lanes pixels of some channels, channel by channel."""
-        return 1 << (self.word_bits // self.residual_bits).bit_length() - 1
+        return residuals_in(self.word_bits, self.residual_bits)
 
     @property
     def residual_channels(self) -> int:
@@ -505,6 +505,12 @@ class Geometry:
     def words(self, layout: tuple[tuple[str, int], ...]) -> int:
         """Stream words that a layout takes."""
         return -(-sum(width for _, width in layout) // self.stream_bits)
+
+
+def residuals_in(word_bits: int, residual_bits: int) -> int:
+    """How many residuals a memory word holds: a power of two; 1 where none fits, which no geometry
+    may have."""
+    return 1 << max(word_bits // residual_bits, 1).bit_length() - 1
 
 
 def _accesses(

@@ -148,6 +148,7 @@ class UartTransmitter(wiring.Component):
         timer = Signal(range(self._divisor))
         free = Signal(init=1)  # from a register: much waits for it
         taken = self.i.valid & free
+        # What the stop bit still waits for in the next cycle: at a cycle a bit, one less.
         coming = bits[1:] if self._divisor > 1 else bits[2:]
         m.d.sync += free.eq((timer <= 1) & (coming == 0) & ~taken)
         m.d.comb += [self.tx.eq(bits[0]), self.i.ready.eq(free)]

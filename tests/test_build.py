@@ -261,7 +261,7 @@ def test_refuses_a_clock_that_routing_does_not_reach(tmp_path):
     assert not (tmp_path / STAMPS / "routing.json").exists()
 
 
-# -- repeatability ---------------------------------------------------------------------------------
+# -- choices ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -282,6 +282,9 @@ def test_an_engine_that_divides_addends_takes_one_pixel():
     chosen = grown(program, plan(BOARD, 8, (8, 8, 2)))
     assert (chosen.geometry.pixel_lanes, chosen.geometry.addend_division) == (1, True)
     assert fit(program, chosen)[0].cycles > 0
+
+
+# -- repeatability ---------------------------------------------------------------------------------
 
 
 FEW_LANES = (8, 8, 1)
