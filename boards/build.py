@@ -27,7 +27,7 @@ from boards.toolchain import (
 )
 from boards.top import BoardTop, pll
 from compiler.errors import BuildError, CapacityError, UsageError
-from compiler.geometry import Geometry, residuals_in
+from compiler.geometry import Geometry, geometry_for, lanes_name
 from compiler.image import Image, check_room
 from compiler.program import Program
 from compiler.schedule import Schedule, fitted, schedule, streamed
@@ -40,9 +40,6 @@ from hw.uart import divisor_for
 
 STAGES = ("verilog", "synthesis", "routing", "bitstream")
 """The steps of this file, in order."""
-
-WORD_BITS = 64
-"""Most that a word of activation memory has: what the four single-port RAMs of an UP5K give."""
 
 
 # -- choices ---------------------------------------------------------------------------------------
@@ -137,50 +134,6 @@ def _rates(clock_hz: float) -> str:
             continue
         return f"--baud {rate}"
     return ""
-
-
-def geometry_for(
-    default: Geometry, activation_bits: int, lanes: tuple[int, int, int] | None = None
-) -> Geometry:
-    """A geometry with other lanes and activations of another width.
-
-    A word of activation memory stays within what the memory blocks give in one cycle: lanes of up
-    to four bits stand in nibbles, wider ones in bytes. The default takes no more pixels at once
-    than a word has residuals of. A word of the Image fits it, and fills a step of weights in whole
-    parts.
-    """
-    nibbles = -(-activation_bits // 4)
-    across = min(default.word_channels, WORD_BITS // (4 * nibbles))
-    inputs, outputs, pixels = lanes or (
-        min(default.input_lanes, across),
-        min(default.output_lanes, across),
-        min(default.pixel_lanes, residuals_in(across * activation_bits, default.residual_bits)),
-    )
-    weights = inputs * outputs // default.pump
-    fitting = (n for n in (64, 32, 16) if n <= across * activation_bits and weights % n == 0)
-    try:
-        return replace(
-            default,
-            input_lanes=inputs,
-            output_lanes=outputs,
-            pixel_lanes=pixels,
-            activation_bits=activation_bits,
-            word_channels=across,
-            stream_bits=next(fitting, 8),
-        )
-    except ValueError as error:
-        shown = lanes_name(lanes) if lanes else "the board's"
-        raise UsageError(
-            f"lanes must make an engine of {activation_bits}-bit activations, not {shown}: {error}",
-            f"--lanes {lanes_name(default)}",
-        ) from error
-
-
-def lanes_name(lanes: Geometry | tuple[int, int, int]) -> str:
-    """Such as 8x8x2: what ``--lanes`` takes."""
-    if isinstance(lanes, Geometry):
-        lanes = lanes.input_lanes, lanes.output_lanes, lanes.pixel_lanes
-    return "x".join(map(str, lanes))
 
 
 # -- what fits -------------------------------------------------------------------------------------

@@ -269,13 +269,21 @@ HX8K = Board(
     baud=2_000_000,
     flash=Flash(size=4 << 20, image_offset=1 << 20),
     geometry=Geometry(
-        pump=1, weight_depth=256, memory_depth=512, bias_bits=16, offset_bits=28, divisor_bits=18
+        pump=1,
+        residual_bits=16,
+        max_left_shift=5,
+        weight_depth=256,
+        memory_depth=512,
+        bias_bits=16,
+        offset_bits=28,
+        divisor_bits=18,
     ),
     candidates=((16, 16, 2), (16, 16, 1), (16, 8, 1), (8, 8, 2), (8, 8, 1)),
     programmers=(ICEPROG,),
 )
-"""256 additions a cycle. Of the block RAMs the weights take half, the maps a quarter, biases of 16
-bits one and staircases of 48 bits three."""
+"""256 additions a cycle. The lanes take one pass, so the image's slices are summed in the residual
+stream, which has 16 bits for them. Of the block RAMs the weights take half, the maps a quarter,
+biases of 16 bits one and staircases of 48 bits three."""
 
 ULX3S_25F = Board(
     name="ulx3s-25f",
@@ -308,7 +316,14 @@ ULX3S_25F = Board(
     clock_hz=80e6,
     baud=2_000_000,
     flash=Flash(size=4 << 20, image_offset=2 << 20),
-    geometry=Geometry(pixel_lanes=4, pump=1, weight_depth=512, memory_depth=8192),
+    geometry=Geometry(
+        pixel_lanes=4,
+        pump=1,
+        residual_bits=16,
+        max_left_shift=5,
+        weight_depth=512,
+        memory_depth=8192,
+    ),
     candidates=(
         *((16, 16, 8), (16, 16, 4), (16, 16, 2), (16, 16, 1)),
         *((8, 8, 4), (16, 8, 1), (8, 8, 2), (8, 8, 1)),
@@ -321,7 +336,8 @@ ULX3S_25F = Board(
         ),
     ),
 )
-"""1,024 additions a cycle: four pixels share their weights, which so take eight block RAMs."""
+"""1,024 additions a cycle: four pixels share their weights, which so take eight block RAMs. The
+residual stream is as the HX8K's."""
 
 BOARDS = (ICEBREAKER, ICESUGAR, HX8K, ULX3S_25F)
 

@@ -22,6 +22,7 @@ from compiler.errors import SignumError, UsageError
 
 if TYPE_CHECKING:
     from compiler.datasets import Dataset
+    from compiler.geometry import Geometry
     from compiler.networks import NetworkFile
     from compiler.program import Program
     from compiler.schedule import Schedule
@@ -114,7 +115,7 @@ def _build(
     checkpoint = _checkpoint(stages, source)
     data, missing = accuracy.open_data(checkpoint, options.dataset, options.data)
     calibration = _calibration(checkpoint, options.activation_bits, data)
-    program = _program(stages, checkpoint, options.activation_bits, calibration)
+    program = _program(stages, checkpoint, options.activation_bits, calibration, board.geometry)
 
     clock = options.clock * 1e6 if options.clock else None
     if options.lanes == AUTO:
@@ -208,9 +209,13 @@ def _calibration(checkpoint: NetworkFile, bits: int | None, data: Dataset | None
 
 
 def _program(
-    stages: Any, checkpoint: NetworkFile, activation_bits: int | None, calibration: Any
+    stages: Any,
+    checkpoint: NetworkFile,
+    activation_bits: int | None,
+    calibration: Any,
+    engine: Geometry,
 ) -> Program:
-    """Lower to integers."""
+    """Lower to a board's integers."""
     from compiler import accuracy, networks
     from compiler.program import Program
     from compiler.stages import file_digest, source_digest, write
@@ -219,12 +224,12 @@ def _program(
 
     def work() -> None:
         graph = networks.graph_of(checkpoint)
-        program = accuracy.program_of(graph, activation_bits, calibration)
+        program = accuracy.program_of(graph, activation_bits, calibration, engine)
         write(path, program.to_json())
 
     inputs = [
         *(file_digest(stages.folder / "checkpoint.json"), activation_bits, _digest(calibration)),
-        source_digest("compiler"),
+        *(engine.digest, source_digest("compiler")),
     ]
     stages.run("program", inputs, ("program.json",), work)
     return Program.from_json(path.read_text())
@@ -380,7 +385,7 @@ def _smaller(network: Any, program: Program, plan: Any) -> str:
 
     if not isinstance(network, Network):  # of somebody else's shape: we could train no smaller one
         return ""
-    for smaller in candidates(network, program.activation_bits):
+    for smaller in candidates(network, program.activation_bits, plan.board.geometry):
         try:
             boards_build.fit(smaller, plan)
         except SignumError:
@@ -474,16 +479,16 @@ def _row(row: Any, data: Path | None, say: Say) -> dict[str, Any] | str:
 
 def inspect_command(options: argparse.Namespace, console: Console) -> None:
     """Print a table of layers."""
+    from boards import records
     from compiler import inspect
     from compiler.schedule import fitted
 
-    program = _read_program(options)
+    board = records.find(options.board or "ice40")
+    program = _read_program(options, board.geometry)
     laid_out = None
     if options.board or options.lanes:
         from boards import build as boards_build
-        from boards import records
 
-        board = records.find(options.board or "ice40")
         usual = boards_build.plan(board, program.activation_bits, options.lanes)
         if options.board:
             plan = boards_build.grown(program, usual, console.print)
@@ -570,7 +575,7 @@ def _on_engine(
 ) -> dict[str, Any]:
     """The tensors that a simulated engine leaves, whatever they are."""
     from boards import records
-    from boards.build import geometry_for
+    from compiler.geometry import geometry_for
     from compiler.schedule import fitted
     from sim import accuracy as simulation
 
@@ -595,8 +600,8 @@ def export_command(options: argparse.Namespace, console: Console) -> None:
     console.print(f"made {options.out}: {model.graph.name}, {len(model.graph.node)} operators")
 
 
-def _read_program(options: argparse.Namespace) -> Program:
-    """The Program of a network file, or of a file that holds one."""
+def _read_program(options: argparse.Namespace, engine: Geometry | None = None) -> Program:
+    """The Program of a network file for a board's engine, or of a file that holds one."""
     from compiler import accuracy, networks
     from compiler.program import Program
 
@@ -608,7 +613,8 @@ def _read_program(options: argparse.Namespace) -> Program:
     read = networks.load(path)
     data, _ = accuracy.open_data(read, options.dataset, options.data)
     calibration = _calibration(read, activation_bits, data)
-    return accuracy.program_of(networks.graph_of(read), activation_bits, calibration)
+    chosen = engine or accuracy.ENGINE
+    return accuracy.program_of(networks.graph_of(read), activation_bits, calibration, chosen)
 
 
 def _paper() -> Console:

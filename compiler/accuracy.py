@@ -17,14 +17,16 @@ from compiler.answers import MODELS, Answers, Interpreter, collect, content_dige
 from compiler.checkpoint import Network
 from compiler.datasets import Dataset
 from compiler.errors import SignumError, UsageError
+from compiler.geometry import Geometry, geometry_for
 from compiler.graph import Graph
 from compiler.lower import lower, quantised, rounded
 from compiler.networks import Description, NetworkFile
 from compiler.program import Program
+from compiler.schedule import stream_bits
 from compiler.stages import Say, digest, file_digest, silent
 
-RESIDUAL_BITS = 16
-"""Width of the residual stream of every engine: where a Program's saturates."""
+ENGINE = Geometry()
+"""Of the engine that Programs are for unless told otherwise."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,9 +70,12 @@ def nothing_measured() -> dict[str, None]:
 
 
 def program_of(
-    graph: Graph, activation_bits: int | None = None, calibration: NDArray[np.uint8] | None = None
+    graph: Graph,
+    activation_bits: int | None = None,
+    calibration: NDArray[np.uint8] | None = None,
+    engine: Geometry = ENGINE,
 ) -> Program:
-    """The Program that engines run: residual streams as wide as theirs.
+    """The Program that an engine runs: residual streams as wide as its own.
 
     Parameters
     ----------
@@ -79,8 +84,15 @@ def program_of(
     calibration : (N, C, H, W) uint8, optional
         Used only where steps have to be chosen, so that a trained network has one Program whether
         or not its data is at hand.
+    engine : Geometry
+        A board's, for activations of whatever width.
     """
-    return lower(graph, activation_bits, calibration).with_residual_bits(RESIDUAL_BITS)
+    stepped = quantised(graph, activation_bits, calibration)
+    program = lower(stepped, None, calibration, engine.residual_bits)
+    width = stream_bits(program, geometry_for(engine, program.activation_bits))
+    if width != engine.residual_bits:
+        program = lower(stepped, None, calibration, width)
+    return program.with_residual_bits(width)
 
 
 def needs_calibration(checkpoint: NetworkFile, activation_bits: int | None) -> bool:

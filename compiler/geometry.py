@@ -7,11 +7,12 @@ read by the Image packer and by the hardware's loader, so the two cannot drift a
 from __future__ import annotations
 
 import zlib
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cache
 from itertools import zip_longest
 
 from compiler import arith
+from compiler.errors import UsageError
 
 MAGIC = 0x5349_474E
 """First word of every Image stream: "SIGN"."""
@@ -59,6 +60,12 @@ ROUNDING_BITS = 6
 
 POOL_SHIFT = 3
 """Part of the right shift of pooled sums that is wired; a record says the rest."""
+
+WORD_BITS = 64
+"""Most that a word of activation memory has: what the four single-port RAMs of an UP5K give."""
+
+WIDE_BITS = 6
+"""Up to so many bits of an activation addends are shifted alike; each bit more is a shift less."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +123,7 @@ class Geometry:
     activation_bits: int = 4
     word_channels: int = 16
     accumulator_bits: int = 18
-    residual_bits: int = 16
+    residual_bits: int = 8
     memory_depth: int = 16384
     window_depth: int = 256
     weight_depth: int = 128
@@ -126,7 +133,7 @@ class Geometry:
     divisor_bits: int = 19
     bias_bits: int = 14
     fraction_bits: int = arith.MAX_FRACTION_BITS
-    max_left_shift: int = 5
+    max_left_shift: int = 1
     shift_bits: int = 3
     stream_bits: int = 64
     plain_input: bool = False
@@ -511,6 +518,56 @@ def residuals_in(word_bits: int, residual_bits: int) -> int:
     """How many residuals a memory word holds: a power of two; 1 where none fits, which no geometry
     may have."""
     return 1 << max(word_bits // residual_bits, 1).bit_length() - 1
+
+
+def geometry_for(
+    default: Geometry, activation_bits: int, lanes: tuple[int, int, int] | None = None
+) -> Geometry:
+    """A geometry with other lanes and activations of another width.
+
+    A word of activation memory stays within what the memory blocks give in one cycle: lanes of up
+    to four bits stand in nibbles, wider ones in bytes. The default takes no more pixels at once
+    than a word has residuals of. A word of the Image fits it, and fills a step of weights in whole
+    parts. Sums of wide activations are fine beside the residual stream, and shifted left less.
+
+    Raises
+    ------
+    UsageError
+        No engine has such lanes.
+    """
+    nibbles = -(-activation_bits // 4)
+    across = min(default.word_channels, WORD_BITS // (4 * nibbles))
+    inputs, outputs, pixels = lanes or (
+        min(default.input_lanes, across),
+        min(default.output_lanes, across),
+        min(default.pixel_lanes, residuals_in(across * activation_bits, default.residual_bits)),
+    )
+    weights = inputs * outputs // default.pump
+    fitting = (n for n in (64, 32, 16) if n <= across * activation_bits and weights % n == 0)
+    try:
+        return replace(
+            default,
+            input_lanes=inputs,
+            output_lanes=outputs,
+            pixel_lanes=pixels,
+            activation_bits=activation_bits,
+            word_channels=across,
+            stream_bits=next(fitting, 8),
+            max_left_shift=max(0, default.max_left_shift - max(0, activation_bits - WIDE_BITS)),
+        )
+    except ValueError as error:
+        shown = lanes_name(lanes) if lanes else "the board's"
+        raise UsageError(
+            f"lanes must make an engine of {activation_bits}-bit activations, not {shown}: {error}",
+            f"--lanes {lanes_name(default)}",
+        ) from error
+
+
+def lanes_name(lanes: Geometry | tuple[int, int, int]) -> str:
+    """Such as 8x8x2: what ``--lanes`` takes."""
+    if isinstance(lanes, Geometry):
+        lanes = lanes.input_lanes, lanes.output_lanes, lanes.pixel_lanes
+    return "x".join(map(str, lanes))
 
 
 def _accesses(

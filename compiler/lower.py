@@ -8,8 +8,8 @@ residual stream, whose unit and width are chosen for each stage before anything 
    times powers of two, the finest is the stage's unit and the additions are exact after a shift.
 2. The pool in front of a stage fixes its unit up to powers of two: ``unit / 36 * 2**n``.
 3. The stage's width holds what calibration images drive it to, and one bit more; without images
-   what its batch norms' moments allow. Where that is wider than ``residual_bits`` the unit
-   doubles, and finer addends are shifted right and rounded.
+   what its batch norms' moments allow. Where that is wider than ``residual_bits`` addends are
+   shifted right and rounded, and rare values saturate: the unit is that of least expected error.
 4. An addend that no shift can align passes a signed division into the stage's unit.
 
 A maximum stands behind the staircase that follows it: of activations it is cheap, and staircases
@@ -45,10 +45,13 @@ from compiler.program import (
 )
 
 RESIDUAL_BITS = 16
-"""Widest residual stream, unless told otherwise: one word of the hardware's memories."""
+"""Widest residual stream, unless told otherwise: the trained networks' are not rounded in it."""
 
 DEVIATIONS = 8.0
 """Without images, a stream is taken to stay within so many standard deviations of its mean."""
+
+FAR = 30.0
+"""Deviations beyond which a normal density is 0 for every purpose."""
 
 
 def lower(
@@ -245,6 +248,24 @@ def flipped(graph: Graph, conv: ir.Conv) -> NDArray[np.bool_]:
 # -- residual streams ------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Moments:
+    """Mean and variance of a stream node's channels, (C,) each, in real units."""
+
+    mean: Float
+    variance: Float
+
+    def beyond(self, half: float) -> Float:
+        """Mean square, (C,), of how far normal values of these moments lie beyond ``±half``."""
+        deviation = np.sqrt(self.variance)
+        ends = np.stack([half - self.mean, half + self.mean]) / deviation
+        ends = np.clip(ends, -FAR, FAR)
+        tail = np.vectorize(math.erfc, otypes=[float])(ends / math.sqrt(2)) / 2
+        density = np.exp(-np.square(ends) / 2) / math.sqrt(2 * math.pi)
+        squares = (1 + np.square(ends)) * tail - ends * density
+        return np.asarray(self.variance * np.maximum(squares, 0).sum(axis=0), dtype=np.float64)
+
+
 @dataclass(slots=True)
 class Stream:
     """The residual stream of one stage, while its unit and width are being chosen.
@@ -257,11 +278,14 @@ class Stream:
         Where the stream comes from; None for the first, which starts with its first addend.
     reach : float
         Largest absolute value that it has to hold, in real units.
+    moments : dict
+        Of its nodes, where they are known.
     """
 
     pool: ir.AvgPool | None
     addends: dict[str, Affine] = field(default_factory=dict)
     reach: float = 0.0
+    moments: dict[str, Moments] = field(default_factory=dict)
     unit: float = 1.0
     bits: int = 2
     right_shift: int = 0
@@ -302,8 +326,11 @@ def plan_streams(
         elif isinstance(node, ir.Add):
             member[node.name] = stream = member[_stream_source(graph, node, member)]
             stream.addends[node.name] = _addend(graph, node)
-    for name, reach in _reaches(graph, member, images).items():
-        member[name].reach = max(member[name].reach, reach)
+    reaches, moments = _promised(graph, member) if images is None else _seen(graph, member, images)
+    for name, stream in member.items():
+        stream.reach = max(stream.reach, reaches[name])
+        if name in moments:
+            stream.moments[name] = moments[name]
     for stream, before in order:
         _choose_unit(stream, before)
         _fit(stream, before, residual_bits)
@@ -342,27 +369,43 @@ def _addend(graph: Graph, node: ir.Add) -> Affine:
     return addend
 
 
-def _reaches(
-    graph: Graph, member: dict[str, Stream], images: NDArray[np.uint8] | None
-) -> dict[str, float]:
-    """Largest absolute value of each stream node, with a factor of two in hand, in real units.
+Expected = tuple[dict[str, float], dict[str, Moments]]
+"""Of stream nodes, in real units: the largest absolute value to hold, and moments if known."""
 
-    From images what they drive it to; else the smaller of the exact bound (which needs nothing in
-    hand) and what the moments of the batch norms that read it allow.
+
+def _seen(graph: Graph, member: dict[str, Stream], images: NDArray[np.uint8]) -> Expected:
+    """What images drive the streams to: twice their largest value, and their moments."""
+    reaches = dict.fromkeys(member, 0.0)
+    sums = {name: np.zeros((2, graph.shapes[name][0])) for name in member}
+    for values in ir.batches(graph, images, names=member, dtype=np.float32):
+        for name in member:
+            v = values[name].astype(np.float64)
+            reaches[name] = max(reaches[name], 2.0 * float(np.abs(v).max()))
+            sums[name] += [v.sum(axis=(0, 2, 3)), np.square(v).sum(axis=(0, 2, 3))]
+    moments = {}
+    for name, total in sums.items():
+        _, height, width = graph.shapes[name]
+        mean, square = total / (len(images) * height * width)
+        variance = np.maximum(square - np.square(mean), np.finfo(np.float32).eps * square)
+        moments[name] = Moments(mean, np.maximum(variance, np.finfo(np.float64).tiny))
+    return reaches, moments
+
+
+def _promised(graph: Graph, member: dict[str, Stream]) -> Expected:
+    """What holds for any image, or by the moments of the batch norms that read the streams.
+
+    The reach is the smaller of the exact bound, which needs nothing in hand, and `_likely`.
     """
-    if images is not None:
-        reaches = dict.fromkeys(member, 0.0)
-        for values in ir.batches(graph, images, names=member, dtype=np.float32):
-            for name in member:
-                reaches[name] = max(reaches[name], 2.0 * float(np.abs(values[name]).max()))
-        return reaches
     bounds: dict[str, float] = {}
+    moments: dict[str, Moments] = {}
     for name, stream in member.items():
         node = graph[name]
         before = bounds[node.source] if isinstance(node, ir.Add | ir.AvgPool) else 0.0
         added = _bound(graph, stream.addends[name]) if name in stream.addends else 0.0
         bounds[name] = before + added
-    return {name: min(bounds[name], _likely(graph, name)) for name in member}
+        if norms := _readers(graph, name):
+            moments[name] = Moments(norms[0].mean, norms[0].variance + norms[0].epsilon)
+    return {name: min(bounds[name], _likely(graph, name)) for name in member}, moments
 
 
 def _bound(graph: Graph, addend: Affine) -> float:
@@ -388,9 +431,12 @@ def _accumulator_range(graph: Graph, conv: ir.Conv) -> tuple[int, int]:
 
 def _likely(graph: Graph, name: str) -> float:
     """Twice `DEVIATIONS` from the mean, by the moments of the batch norms that read a node."""
-    norms = [node for node in graph.consumers(name) if isinstance(node, ir.BatchNorm)]
-    spans = [np.abs(n.mean) + DEVIATIONS * np.sqrt(n.variance) for n in norms]
+    spans = [np.abs(n.mean) + DEVIATIONS * np.sqrt(n.variance) for n in _readers(graph, name)]
     return 2.0 * max((float(span.max()) for span in spans), default=math.inf)
+
+
+def _readers(graph: Graph, name: str) -> list[ir.BatchNorm]:
+    return [node for node in graph.consumers(name) if isinstance(node, ir.BatchNorm)]
 
 
 def aligned(addend: Affine, unit: float) -> int | None:
@@ -421,20 +467,63 @@ def _choose_unit(stream: Stream, before: Stream | None) -> None:
 def _fit(stream: Stream, before: Stream | None, residual_bits: int | None) -> None:
     """Double the unit until the stream's width is within ``residual_bits``.
 
-    A pool's shift has an end (`arith.POOL_SHIFTS`): what is too wide even so saturates.
+    A pooled stream's is no coarser than the one before (`arith.POOL_SHIFTS`): what is too wide even
+    so saturates. Where addends would be rounded, the unit is the one of least expected error.
     """
-    while True:
-        stream.bits = max(2, _width(stream.reach / stream.unit))
-        if before is not None:
-            ratio = stream.unit / arith.pooled_unit(before.unit, 0)
-            stream.right_shift = round(math.log2(ratio))
-        fits = residual_bits is None or stream.bits <= residual_bits
-        if fits and stream.right_shift >= 0:
-            return
-        if before is not None and stream.right_shift == arith.POOL_SHIFTS[1]:
-            stream.bits = min(stream.bits, residual_bits or stream.bits)
-            return
-        stream.unit *= 2.0
+    pooled = None if before is None else arith.pooled_unit(before.unit, 0)
+    units = [stream.unit]
+    while residual_bits is not None and _bits(stream, units[-1]) > residual_bits:
+        if pooled and _pool_shift(units[-1], pooled) == arith.POOL_SHIFTS[1]:
+            break
+        units.append(2 * units[-1])
+    stream.unit, stream.bits = units[-1], _bits(stream, units[-1])
+    if residual_bits is not None:
+        stream.bits = min(stream.bits, residual_bits)
+        if stream.moments and _coarse(stream, stream.unit):
+            if pooled:  # where rounding is inevitable, the last may be too fine
+                units.append(2 * units[-1])
+            stream.unit = min(units, key=lambda unit: _expected_error(stream, unit, residual_bits))
+            stream.bits = residual_bits
+    if pooled:
+        stream.right_shift = _pool_shift(stream.unit, pooled)
+
+
+def _bits(stream: Stream, unit: float) -> int:
+    """Width that holds a stream's reach in a unit."""
+    return max(2, _width(stream.reach / unit))
+
+
+def _pool_shift(unit: float, pooled: float) -> int:
+    return round(math.log2(unit / pooled))
+
+
+def _coarse(stream: Stream, unit: float) -> bool:
+    """Whether a unit leaves more of an addend out than what its alignment takes."""
+    coarsest = max((float(np.abs(a.slope).max()) for a in stream.addends.values()), default=unit)
+    shifts = [aligned(addend, unit) for addend in stream.addends.values()]
+    return any(unit >= 2 * coarsest if j is None else j < 0 for j in shifts)
+
+
+def _expected_error(stream: Stream, unit: float, bits: int) -> float:
+    """Of a stream's values in such a unit, relative to their variances, summed over its nodes.
+
+    Batch norm divides by a channel's deviation, and so its error. Errors of rounding add up along
+    the stream, each uniform over a unit; a value beyond the width is saturated. No channel loses
+    more than it has.
+    """
+    half, uniform = unit * 2.0 ** (bits - 1), unit**2 / 12
+    shifts = {name: aligned(addend, unit) for name, addend in stream.addends.items()}
+    rounds = {name: j is None or j < 0 for name, j in shifts.items()}
+    if stream.pool:
+        rounds = {stream.pool.name: True} | rounds
+    noise = total = 0.0
+    for name, inexact in rounds.items():
+        noise += uniform * inexact
+        if name in stream.moments:
+            moments = stream.moments[name]
+            lost = (noise + moments.beyond(half)) / moments.variance
+            total += float(np.minimum(lost, 1.0).mean())
+    return total
 
 
 def _width(reach: float) -> int:

@@ -170,6 +170,27 @@ def schedule(program: Program, geometry: Geometry) -> Schedule:
     )
 
 
+SUMMED_BITS = 16
+"""Width of a residual stream in which slices of the image are summed: exact, so as wide as they."""
+
+
+def stream_bits(program: Program, geometry: Geometry) -> int:
+    """Width that a network's residual stream has on its engine, made from a geometry (`fitted`).
+
+    It is the geometry's, unless slices of the image are summed in the stream.
+    """
+    plain = program.image.channels > geometry.tap_lanes or not _usual(next(program.convs()))
+    engine = replace(geometry, plain_input=plain or geometry.plain_input)
+    if engine.window_slices == engine.input_slices:
+        return geometry.residual_bits
+    return max(geometry.residual_bits, SUMMED_BITS)
+
+
+def _usual(first: Conv) -> bool:
+    """Whether a first convolution can take its columns from one memory word."""
+    return (first.kernel, first.stride, first.pads) == (3, 1, arith.Pads(1, 1, 1, 1))
+
+
 def fitted(program: Program, geometry: Geometry, fixed: Collection[str] = ()) -> Schedule:
     """Lay a Program out for a geometry, with as much more of what it lacks as that takes.
 
@@ -574,8 +595,10 @@ class _Builder:
         down = op.right_shift - POOL_SHIFT + g.max_left_shift
         most = POOL_SHIFT + (1 << g.shift_bits) - 1 - g.max_left_shift
         if not POOL_SHIFT <= op.right_shift <= most:
+            wider = {"shift_bits": down.bit_length()} if op.right_shift > most else None
             raise CapacityError(
-                f"{f.name}: the right shift must be {POOL_SHIFT} to {most}, not {op.right_shift}"
+                f"{f.name}: the right shift must be {POOL_SHIFT} to {most}, not {op.right_shift}",
+                needs=wider,
             )
         return (
             self._blank()
@@ -832,7 +855,7 @@ class _Builder:
         if f.first:
             first += _guard(g) + i * _input_plane(source, g)
         if f.first and not g.plain_input:
-            if (op.kernel, op.stride, op.pads) != (3, 1, arith.Pads(1, 1, 1, 1)):
+            if not _usual(op):
                 raise CapacityError(
                     f"{f.name}: the first convolution must be 3x3, stride 1, pads 1, not "
                     f"{op.kernel}x{op.kernel}, stride {op.stride}, {op.pads}",
@@ -896,7 +919,9 @@ class _Builder:
             if width != g.residual_bits:
                 raise CapacityError(
                     f"{f.name}: the residual stream must be of the engine's {g.residual_bits} "
-                    f"bits, not {width}"
+                    f"bits, not {width}",
+                    "" if width > g.residual_bits else "a Program that is lowered for this engine",
+                    {"residual_bits": width} if width > g.residual_bits else None,
                 )
         else:
             stream = f"{f.name}.slices"
@@ -906,8 +931,13 @@ class _Builder:
         down = g.max_left_shift - j
         lowest = g.max_left_shift - (1 << g.shift_bits) + 1
         if not 0 <= down < 1 << g.shift_bits:
+            highest = max(j, g.max_left_shift)
             raise CapacityError(
-                f"{f.name}: an addend's shift must be {lowest} to {g.max_left_shift}, not {j}"
+                f"{f.name}: an addend's shift must be {lowest} to {g.max_left_shift}, not {j}",
+                needs={
+                    "max_left_shift": highest,
+                    "shift_bits": (highest - min(j, lowest)).bit_length(),
+                },
             )
         if slices > 1:
             self._check_slices(f, f.add.shift if f.add else 0)
@@ -937,16 +967,14 @@ class _Builder:
 
     def _check_slices(self, f: Fused, shift: int) -> None:
         """Slices are summed in the residual stream: exact only if nothing rounds or saturates."""
-        out = self.program[f.op.output]
+        out, bits = self.program[f.op.output], self.geometry.residual_bits
         reach = max(-out.low, out.high) << max(shift, 0)
-        if (
-            shift < 0
-            or reach >= 1 << (self.geometry.residual_bits - 1)
-            or (f.add and f.add.residual)
-        ):
+        if shift < 0 or reach >= 1 << (bits - 1) or (f.add and f.add.residual):
+            needed = max(SUMMED_BITS, arith.bits_signed(-reach, reach))
             raise CapacityError(
                 f"{f.name}: sums of the input up to {reach:,} must fit the residual stream of "
-                f"{self.geometry.residual_bits} bits unrounded; the shift is {shift}"
+                f"{bits} bits unrounded; the shift is {shift}",
+                needs={"residual_bits": needed} if needed > bits else None,
             )
 
     def _stored_channels(self, stream: str) -> int:

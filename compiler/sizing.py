@@ -11,6 +11,7 @@ from compiler import graph
 from compiler.accuracy import program_of
 from compiler.arith import conv_scale
 from compiler.checkpoint import Checkpoint, Network, Tensors, layers, tensor_shapes
+from compiler.geometry import Geometry
 from compiler.program import Program
 
 PIXEL_MEAN, PIXEL_DEVIATION = 120.0, 65.0
@@ -20,7 +21,7 @@ WIDTHS = (4.0, 3.0, 2.0, 1.5, 1.0, 0.75, 0.5, 0.25)
 """Tried from the widest."""
 
 
-def candidates(network: Network, activation_bits: int) -> Iterator[Program]:
+def candidates(network: Network, activation_bits: int, engine: Geometry) -> Iterator[Program]:
     """Programs of this network and of ones with fewer weights for its task, the largest first.
 
     Their weights are blank: a Program's size does not depend on them.
@@ -30,7 +31,7 @@ def candidates(network: Network, activation_bits: int) -> Iterator[Program]:
     shapes = [(depth, width) for width in [network.width, *widths] for depth in depths]
     for depth, width in shapes:
         smaller = replace(network, depth=depth, width=width)
-        yield program_of(graph.build(blank(smaller)), activation_bits)
+        yield program_of(graph.build(blank(smaller)), activation_bits, engine=engine)
 
 
 def blank(network: Network) -> Checkpoint:

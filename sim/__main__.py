@@ -98,9 +98,9 @@ def accuracy(args: argparse.Namespace) -> int:
     from rich.console import Console
 
     from boards import records
-    from boards.build import geometry_for
     from compiler import accuracy as accuracies
     from compiler import networks
+    from compiler.geometry import geometry_for
     from compiler.schedule import fitted, schedule
     from sim import accuracy as simulation
 
@@ -117,7 +117,7 @@ def accuracy(args: argparse.Namespace) -> int:
     needed = accuracies.needs_calibration(read, args.activation_bits)
     calibration = accuracies.calibration_of(data) if needed else None
     network = networks.graph_of(read)
-    program = accuracies.program_of(network, args.activation_bits, calibration)
+    program = accuracies.program_of(network, args.activation_bits, calibration, board.geometry)
     geometry = geometry_for(board.geometry, program.activation_bits, args.lanes)
     laid_out = schedule(program, geometry) if args.board else fitted(program, geometry)
     if more := laid_out.geometry.beyond(geometry):

@@ -15,12 +15,13 @@ import torch
 
 from boards import build as boards_build
 from boards import records
-from boards.build import fit, geometry_for, grown, lanes_name, plan
+from boards.build import fit, grown, plan
 from compiler import checkpoint, graph, sizing
 from compiler.__main__ import main
 from compiler.accuracy import program_of
 from compiler.checkpoint import Network
 from compiler.errors import BuildError, CapacityError, UsageError
+from compiler.geometry import geometry_for, lanes_name
 from compiler.image import check_frame, flash_words, unpack
 from compiler.stages import STAMPS, Stages, make_folder
 from tests.conftest import ROOT
