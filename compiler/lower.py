@@ -50,6 +50,9 @@ RESIDUAL_BITS = 16
 DEVIATIONS = 8.0
 """Without images, a stream is taken to stay within so many standard deviations of its mean."""
 
+SAMPLES = 1 << 18
+"""Values kept of each node of a stream, to see how many would saturate."""
+
 FAR = 30.0
 """Deviations beyond which a normal density is 0 for every purpose."""
 
@@ -249,21 +252,38 @@ def flipped(graph: Graph, conv: ir.Conv) -> NDArray[np.bool_]:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Moments:
-    """Mean and variance of a stream node's channels, (C,) each, in real units."""
+class Normal:
+    """Values of a stream node by mean and variance of each channel, (C,) each, in real units."""
 
     mean: Float
     variance: Float
 
     def beyond(self, half: float) -> Float:
-        """Mean square, (C,), of how far normal values of these moments lie beyond ``±half``."""
-        deviation = np.sqrt(self.variance)
-        ends = np.stack([half - self.mean, half + self.mean]) / deviation
+        """Mean square of how far the values lie beyond ``-half .. half``, (C,)."""
+        ends = np.stack([half - self.mean, half + self.mean]) / np.sqrt(self.variance)
         ends = np.clip(ends, -FAR, FAR)
         tail = np.vectorize(math.erfc, otypes=[float])(ends / math.sqrt(2)) / 2
         density = np.exp(-np.square(ends) / 2) / math.sqrt(2 * math.pi)
         squares = (1 + np.square(ends)) * tail - ends * density
         return np.asarray(self.variance * np.maximum(squares, 0).sum(axis=0), dtype=np.float64)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Sample:
+    """Values of a stream node, (C, N), in real units."""
+
+    values: NDArray[np.float32]
+
+    @property
+    def variance(self) -> Float:
+        """Of each channel, (C,); above 0."""
+        found = self.values.var(axis=1, dtype=np.float64)
+        return np.asarray(np.maximum(found, np.finfo(np.float32).tiny))
+
+    def beyond(self, half: float) -> Float:
+        """As `Normal.beyond`."""
+        over = np.maximum(np.abs(self.values) - half, 0)
+        return np.asarray(np.square(over).mean(axis=1, dtype=np.float64))
 
 
 @dataclass(slots=True)
@@ -278,14 +298,14 @@ class Stream:
         Where the stream comes from; None for the first, which starts with its first addend.
     reach : float
         Largest absolute value that it has to hold, in real units.
-    moments : dict
-        Of its nodes, where they are known.
+    values : dict
+        What its nodes hold, where that is known.
     """
 
     pool: ir.AvgPool | None
     addends: dict[str, Affine] = field(default_factory=dict)
     reach: float = 0.0
-    moments: dict[str, Moments] = field(default_factory=dict)
+    values: dict[str, Normal | Sample] = field(default_factory=dict)
     unit: float = 1.0
     bits: int = 2
     right_shift: int = 0
@@ -326,11 +346,11 @@ def plan_streams(
         elif isinstance(node, ir.Add):
             member[node.name] = stream = member[_stream_source(graph, node, member)]
             stream.addends[node.name] = _addend(graph, node)
-    reaches, moments = _promised(graph, member) if images is None else _seen(graph, member, images)
+    reaches, values = _promised(graph, member) if images is None else _seen(graph, member, images)
     for name, stream in member.items():
         stream.reach = max(stream.reach, reaches[name])
-        if name in moments:
-            stream.moments[name] = moments[name]
+        if name in values:
+            stream.values[name] = values[name]
     for stream, before in order:
         _choose_unit(stream, before)
         _fit(stream, before, residual_bits)
@@ -369,26 +389,23 @@ def _addend(graph: Graph, node: ir.Add) -> Affine:
     return addend
 
 
-Expected = tuple[dict[str, float], dict[str, Moments]]
-"""Of stream nodes, in real units: the largest absolute value to hold, and moments if known."""
+Expected = tuple[dict[str, float], dict[str, Normal | Sample]]
+"""Of stream nodes, in real units: the largest absolute value to hold, and what is known of all."""
 
 
 def _seen(graph: Graph, member: dict[str, Stream], images: NDArray[np.uint8]) -> Expected:
-    """What images drive the streams to: twice their largest value, and their moments."""
+    """What images drive the streams to: twice their largest value, and values thinned out evenly."""
     reaches = dict.fromkeys(member, 0.0)
-    sums = {name: np.zeros((2, graph.shapes[name][0])) for name in member}
-    for values in ir.batches(graph, images, names=member, dtype=np.float32):
+    kept: dict[str, list[NDArray[np.float32]]] = {name: [] for name in member}
+    for found in ir.batches(graph, images, names=member, dtype=np.float32):
         for name in member:
-            v = values[name].astype(np.float64)
-            reaches[name] = max(reaches[name], 2.0 * float(np.abs(v).max()))
-            sums[name] += [v.sum(axis=(0, 2, 3)), np.square(v).sum(axis=(0, 2, 3))]
-    moments = {}
-    for name, total in sums.items():
-        _, height, width = graph.shapes[name]
-        mean, square = total / (len(images) * height * width)
-        variance = np.maximum(square - np.square(mean), np.finfo(np.float32).eps * square)
-        moments[name] = Moments(mean, np.maximum(variance, np.finfo(np.float64).tiny))
-    return reaches, moments
+            values = found[name].astype(np.float32)
+            reaches[name] = max(reaches[name], 2.0 * float(np.abs(values).max()))
+            by_channel = values.swapaxes(0, 1).reshape(values.shape[1], -1)
+            # An odd stride, so that the samples meet every column of a map.
+            stride = math.prod(graph.shapes[name]) * len(images) // SAMPLES | 1
+            kept[name].append(by_channel[:, ::stride].copy())
+    return reaches, {name: Sample(np.concatenate(parts, axis=1)) for name, parts in kept.items()}
 
 
 def _promised(graph: Graph, member: dict[str, Stream]) -> Expected:
@@ -397,15 +414,15 @@ def _promised(graph: Graph, member: dict[str, Stream]) -> Expected:
     The reach is the smaller of the exact bound, which needs nothing in hand, and `_likely`.
     """
     bounds: dict[str, float] = {}
-    moments: dict[str, Moments] = {}
+    values: dict[str, Normal | Sample] = {}
     for name, stream in member.items():
         node = graph[name]
         before = bounds[node.source] if isinstance(node, ir.Add | ir.AvgPool) else 0.0
         added = _bound(graph, stream.addends[name]) if name in stream.addends else 0.0
         bounds[name] = before + added
         if norms := _readers(graph, name):
-            moments[name] = Moments(norms[0].mean, norms[0].variance + norms[0].epsilon)
-    return {name: min(bounds[name], _likely(graph, name)) for name in member}, moments
+            values[name] = Normal(norms[0].mean, norms[0].variance + norms[0].epsilon)
+    return {name: min(bounds[name], _likely(graph, name)) for name in member}, values
 
 
 def _bound(graph: Graph, addend: Affine) -> float:
@@ -479,7 +496,7 @@ def _fit(stream: Stream, before: Stream | None, residual_bits: int | None) -> No
     stream.unit, stream.bits = units[-1], _bits(stream, units[-1])
     if residual_bits is not None:
         stream.bits = min(stream.bits, residual_bits)
-        if stream.moments and _coarse(stream, stream.unit):
+        if stream.values and _coarse(stream, stream.unit):
             if pooled:  # where rounding is inevitable, the last may be too fine
                 units.append(2 * units[-1])
             stream.unit = min(units, key=lambda unit: _expected_error(stream, unit, residual_bits))
@@ -519,9 +536,9 @@ def _expected_error(stream: Stream, unit: float, bits: int) -> float:
     noise = total = 0.0
     for name, inexact in rounds.items():
         noise += uniform * inexact
-        if name in stream.moments:
-            moments = stream.moments[name]
-            lost = (noise + moments.beyond(half)) / moments.variance
+        if name in stream.values:
+            values = stream.values[name]
+            lost = (noise + values.beyond(half)) / values.variance
             total += float(np.minimum(lost, 1.0).mean())
     return total
 
