@@ -104,12 +104,6 @@ def quantised(
     return calibrate(graph, activation_bits, images)
 
 
-def rounded(graph: Graph, program: Program) -> Graph:
-    """The Graph with all that its Program rounds: the pools too, in the units lowering chose."""
-    units = {op.output: program[op.output].step for op in program.ops if isinstance(op, Pool)}
-    return graph.with_pool_units(units)
-
-
 def mean_before_head(graph: Graph) -> Graph:
     """Move a closing global mean in front of the 1x1 convolution and batch norms it follows.
 
@@ -394,12 +388,12 @@ Expected = tuple[dict[str, float], dict[str, Normal | Sample]]
 
 
 def _seen(graph: Graph, member: dict[str, Stream], images: NDArray[np.uint8]) -> Expected:
-    """What images drive the streams to: twice their largest value, and values thinned out evenly."""
+    """What images drive the streams to: twice the largest value, and values thinned out evenly."""
     reaches = dict.fromkeys(member, 0.0)
     kept: dict[str, list[NDArray[np.float32]]] = {name: [] for name in member}
     for found in ir.batches(graph, images, names=member, dtype=np.float32):
         for name in member:
-            values = found[name].astype(np.float32)
+            values = np.asarray(found[name], np.float32)
             reaches[name] = max(reaches[name], 2.0 * float(np.abs(values).max()))
             by_channel = values.swapaxes(0, 1).reshape(values.shape[1], -1)
             # An odd stride, so that the samples meet every column of a map.

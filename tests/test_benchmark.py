@@ -83,9 +83,10 @@ def test_predicted_cycles_are_the_baselines(tmp_path):
         baseline = json.loads(path.read_text())
         row = next(row for row in benchmark.ROWS if row.name == path.stem)
         source = networks.load(benchmark.source_of(row, tmp_path))
-        program = program_of(networks.graph_of(source), row.activation_bits)
+        board = records.find(row.board)
+        program = program_of(networks.graph_of(source), row.activation_bits, engine=board.geometry)
         lanes = tuple(baseline["lanes"][name] for name in ("input", "output", "pixels"))
-        usual = plan(records.find(row.board), row.activation_bits, lanes)
+        usual = plan(board, row.activation_bits, lanes)
         laid_out, _ = fit(program, grown(program, usual))
         assert laid_out.cycles == baseline["cycles_per_image"]["predicted"]
 
@@ -144,7 +145,7 @@ def test_lanes_auto_says_why_not(tmp_path, monkeypatch):
     monkeypatch.setattr(boards_build, "make_verilog", lambda *arguments: None)
     monkeypatch.setattr(boards_build, "make_bitstream", make)
     network = checkpoint.Network(8, 1.0, 10, (1, 8, 8))
-    program = program_of(graph.build(blank(network)), 4)
+    program = program_of(graph.build(blank(network)), 4, engine=board.geometry)
     stages = Stages(make_folder(tmp_path), ("verilog",), say=said.append)
     chosen = largest(stages, program, board, {}, clock=None, baud=None, seeds=1)
     assert chosen.geometry.lanes == 128

@@ -279,7 +279,8 @@ def test_default_lanes_for_each_width_of_activations(board, lanes):
 
 
 def test_an_engine_that_divides_addends_takes_one_pixel():
-    program = random_program(0, channel_scales=True, bits=8).with_residual_bits(16)
+    width = BOARD.geometry.residual_bits
+    program = random_program(0, width, channel_scales=True, bits=8).with_residual_bits(width)
     chosen = grown(program, plan(BOARD, 8, (8, 8, 2)))
     assert (chosen.geometry.pixel_lanes, chosen.geometry.addend_division) == (1, True)
     assert fit(program, chosen)[0].cycles > 0

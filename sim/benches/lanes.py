@@ -15,7 +15,7 @@ from sim import bench
 from sim.benches.points import Points, Ports, join
 
 POINTS = {
-    "plain": (Geometry(output_lanes=4, pump=1), "inferred"),
+    "plain": (Geometry(output_lanes=4, pump=1, residual_bits=16), "inferred"),
     "small": (Geometry(input_lanes=4, output_lanes=8, pump=1, stream_bits=32), "inferred"),
     "shallow": (Geometry(input_lanes=2, pump=1, stream_bits=32), "inferred"),
     "pumped": (Geometry(activation_bits=3, output_lanes=4, stream_bits=32), "inferred"),
@@ -37,6 +37,7 @@ GRID = {
             pump=pump,
             word_channels=32,
             accumulator_bits=b + 10,
+            residual_bits=16,
             stream_bits=16,
         ),
         primitive,

@@ -170,7 +170,10 @@ async def _run(dut, name: str, geometry: Geometry, images: int, stall: str) -> i
     plans = [
         schedule(
             random_program(
-                i, channels=((5, 20), (17,), (3, 9, 12))[i % 3], shape=(1 + i % 3, 9, 9)
+                i,
+                channels=((5, 20), (17,), (3, 9, 12))[i % 3],
+                shape=(1 + i % 3, 9, 9),
+                residual_bits=geometry.residual_bits,
             ),
             geometry,
         )
@@ -214,7 +217,8 @@ async def refuses(dut):
     bench.start_clocks(dut)
     for name, g in given["points"].items():
         geometry, ports = Geometry(**g), Ports(dut, name)
-        words = Image.of(schedule(random_program(0), geometry)).words()
+        program = random_program(0, residual_bits=geometry.residual_bits)
+        words = Image.of(schedule(program, geometry)).words()
         for bit in (0, 17, 31, 32, 49, 63):
             wrong, at = divmod(bit, geometry.stream_bits)
             source = StreamSource(dut, ports.name("i"))

@@ -24,11 +24,11 @@ def random_program(
     channels: tuple[int, ...] = (5, 12),
     classes: int = 5,
     bits: int = 4,
-    residual_bits: int = 16,
+    residual_bits: int = 8,
     padding: str = "torch",
     signed_input: bool = True,
     skip: bool = True,
-    shift: int = 2,
+    shift: int = -2,
     bias: float = 0.0,
 ) -> Program:
     """A network of one block a stage.

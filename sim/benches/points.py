@@ -17,6 +17,8 @@ SMALL = Geometry(
     input_lanes=4,
     output_lanes=8,
     pump=1,
+    residual_bits=16,
+    max_left_shift=5,
     memory_depth=1024,
     window_depth=64,
     weight_depth=128,
@@ -31,6 +33,7 @@ WIDE = Geometry(
     pump=1,
     activation_bits=3,
     word_channels=32,
+    residual_bits=16,
     memory_depth=2048,
     max_left_shift=7,
     shift_bits=4,
@@ -42,6 +45,8 @@ WIDE = Geometry(
 EIGHT = Geometry(
     activation_bits=8,
     accumulator_bits=21,
+    residual_bits=16,
+    max_left_shift=5,
     bias_bits=16,
     offset_bits=32,
     divisor_bits=24,
@@ -50,7 +55,14 @@ EIGHT = Geometry(
 """Eight bits: the input in one slice, parameters of two words."""
 
 PAIR = Geometry(
-    input_lanes=8, output_lanes=4, pixel_lanes=2, pump=1, memory_depth=2048, stream_bits=32
+    input_lanes=8,
+    output_lanes=4,
+    pixel_lanes=2,
+    pump=1,
+    residual_bits=16,
+    max_left_shift=5,
+    memory_depth=2048,
+    stream_bits=32,
 )
 """Two pixels at once, and two steps a memory word."""
 

@@ -146,6 +146,7 @@ def design(grid: bool = False):
 def cases(geometry: Geometry, count: int) -> Iterator[Schedule]:
     """Random networks: with and without skips, every padding, addends that saturate and round."""
     tall = geometry.accumulator_bits > geometry.residual_bits + 1
+    most = geometry.max_left_shift
     for i in range(count):
         program = random_program(
             i,
@@ -154,7 +155,7 @@ def cases(geometry: Geometry, count: int) -> Iterator[Schedule]:
             bits=geometry.activation_bits,
             padding=PADDINGS[i % len(PADDINGS)],
             skip=i % 4 != 3,
-            shift=(2, -2, 5, 0)[i % 4],
+            shift=(min(2, most), -2, min(5, most), 0)[i % 4],
             classes=(3, 10, 17)[i % 3],
         ).with_residual_bits(geometry.residual_bits)
         yield schedule(program, geometry)

@@ -329,6 +329,7 @@ def cases(geometry: Geometry, count: int) -> Iterator[Schedule]:
             shape=(1 + i % 3, 5 + i % 4, 6 + (3 * i) % 5),
             channels=((5, 9), (18, 20), (3, 36))[i % 3],
             bits=geometry.activation_bits,
+            residual_bits=geometry.residual_bits,
             padding=PADDINGS[i % len(PADDINGS)],
             signed_input=i % 2 == 0,
         )

@@ -112,7 +112,12 @@ async def _run(dut, name: str, geometry: Geometry, rounds: int) -> int:
         if shape[0] > geometry.tap_lanes:
             continue
         program = random_program(
-            i, shape=shape, channels=(4,), bits=geometry.activation_bits, signed_input=i % 3 != 1
+            i,
+            shape=shape,
+            channels=(4,),
+            bits=geometry.activation_bits,
+            residual_bits=geometry.residual_bits,
+            signed_input=i % 3 != 1,
         )
         held += await _write(dut, name, schedule(program, geometry), rng)
     return held

@@ -188,11 +188,11 @@ def test_a_picture_needs_matplotlib(run, monkeypatch):
 
 
 def test_memory_counts_what_lives_together(program):
-    found = memory(program, 16)
+    found = memory(program, 8)
     assert found["weights_bits"] == 74512
     # Two maps of 16x8x8 at 4 bits: one read, one written.
     assert found["activations_bits"] == 2 * 16 * 64 * 4
     # The pool reads 16x8x8 and writes 32x4x4.
-    assert found["residual_bits"] == 16 * (16 * 64 + 32 * 16)
+    assert found["residual_bits"] == 8 * (16 * 64 + 32 * 16)
     assert any(isinstance(op, SumPixels) for op in program.ops)
     assert np.all(np.array(list(found.values())) > 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -14,9 +15,20 @@ from compiler import lower as lowering
 from compiler.arith import Pads
 from compiler.checkpoint import Checkpoint
 from compiler.errors import LoweringError
+from compiler.geometry import Geometry
 from compiler.graph import Graph, build
-from compiler.lower import RESIDUAL_BITS, Affine, Stream, lower, mean_before_head, quantised
+from compiler.lower import (
+    RESIDUAL_BITS,
+    Affine,
+    Normal,
+    Sample,
+    Stream,
+    lower,
+    mean_before_head,
+    quantised,
+)
 from compiler.program import Add, Conv, Op, Pool, Program, Quantise, SumPixels, Tensor
+from compiler.schedule import fitted, schedule
 from tests.support.networks import random_checkpoint, random_images, random_program
 
 NETWORKS: dict[str, dict[str, Any]] = {
@@ -261,11 +273,15 @@ def test_width_is_the_smallest_without_saturation_plus_one_bit() -> None:
 @pytest.mark.parametrize("with_images", [False, True])
 @pytest.mark.parametrize("bound", [8, 12, RESIDUAL_BITS])
 def test_width_stays_within_the_bound(bits: int, with_images: bool, bound: int) -> None:
+    """What has to be rounded for it may saturate too, though rarely."""
     checkpoint = random_checkpoint(4, bits=bits, learned=True)
     images = random_images(4, 32, checkpoint.network.input)
-    program = lower(build(checkpoint), None, images if with_images else None, bound)
+    calibration = images if with_images else None
+    program, free = (lower(build(checkpoint), None, calibration, b) for b in (bound, None))
     assert max(residual_bits(program)) <= bound
-    assert not any(golden.run(program, images).saturations.values())
+    values = len(images) * sum(math.prod(t.shape) for t in program.tensors if t.kind == "residual")
+    saturated = sum(golden.run(program, images).saturations.values())
+    assert saturated <= (values / 200 if bound < max(residual_bits(free)) else 0)
 
 
 def test_narrow_streams_round_their_addends() -> None:
@@ -273,6 +289,79 @@ def test_narrow_streams_round_their_addends() -> None:
     assert min(op.shift for op in wide.ops if isinstance(op, Add)) == 0
     assert min(op.shift for op in narrow.ops if isinstance(op, Add)) < 0
     assert max(residual_bits(narrow)) <= 8 < max(residual_bits(wide))
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("with_images", [False, True])
+def test_streams_that_fit_are_not_touched(seed: int, with_images: bool) -> None:
+    checkpoint = random_checkpoint(seed, bits=4)
+    images = random_images(seed, 32, checkpoint.network.input) if with_images else None
+    free = lower(build(checkpoint), None, images, None)
+    widest = max(residual_bits(free))
+    assert lower(build(checkpoint), None, images, widest) == free
+    assert lower(build(checkpoint), None, images, widest - 1) != free
+
+
+def stream_error(program: Program, graph: Graph, images: np.ndarray) -> float:
+    """Mean square of a first stage's error, relative to each channel's variance."""
+    names = ["conv0.r", "stage1.block1.r"]
+    got = golden.run(program, images, names).tensors
+    want = ir.run(graph, images, names=["conv0", "stage1.block1.r"])
+    error = 0.0
+    for name in names:
+        exact = want[name if name in want else "conv0"]
+        lost = np.square(got[name] * program[name].step - exact).mean(axis=(0, 2, 3))
+        error += float((lost / exact.var(axis=(0, 2, 3))).mean())
+    return error
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("with_images", [False, True])
+@pytest.mark.parametrize("bound", [6, 8])
+def test_the_unit_is_that_of_least_error(
+    monkeypatch: pytest.MonkeyPatch, seed: int, with_images: bool, bound: int
+) -> None:
+    """Twice and half of it do worse on the images, or hardly better."""
+    checkpoint = random_checkpoint(seed, width=0.5)
+    graph, images = build(checkpoint), random_images(seed, 32, checkpoint.network.input)
+    fit = lowering._fit
+
+    def error(factor: float) -> float:
+        def scaled(stream: Stream, before: Stream | None, bits: int | None) -> None:
+            fit(stream, before, bits)
+            if before is None:
+                stream.unit *= factor
+
+        monkeypatch.setattr(lowering, "_fit", scaled)
+        calibration = images if with_images else None
+        program = lower(graph, None, calibration, bound).with_residual_bits(bound)
+        return stream_error(program, graph, images)
+
+    chosen = error(1.0)
+    assert chosen <= 1.15 * min(error(2.0), error(0.5))
+    assert chosen < 0.7 * max(error(2.0), error(0.5))
+
+
+def test_what_lies_beyond() -> None:
+    """Of normal values by their moments, as of a sample of them; a constant channel has none."""
+    mean, deviation = np.array([0.0, 30.0, -80.0]), np.array([20.0, 10.0, 40.0])
+    draws = np.random.default_rng(0).normal(size=(3, 1 << 18)) * deviation[:, None]
+    sample = Sample((draws + mean[:, None]).astype(np.float32))
+    normal = Normal(mean, np.square(deviation))
+    for half in (10.0, 40.0, 60.0):
+        np.testing.assert_allclose(normal.beyond(half), sample.beyond(half), rtol=0.1)
+    np.testing.assert_allclose(sample.variance, normal.variance, rtol=0.02)
+    still = Normal(np.zeros(1), np.array([1e-12]))
+    assert still.beyond(1.0) < 1e-100
+    assert Sample(np.ones((1, 4), np.float32)).variance > 0
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_narrow_pools_shift_as_far_as_an_engine_can(seed: int) -> None:
+    program = random_program(seed, residual_bits=8)
+    shifts = {op.right_shift for op in program.ops if isinstance(op, Pool)}
+    assert shifts <= set(range(arith.POOL_SHIFTS[0], arith.POOL_SHIFTS[1] + 2))
+    assert schedule(program.with_residual_bits(8), fitted(program, Geometry()).geometry)
 
 
 @pytest.mark.parametrize("name", NETWORKS)

@@ -52,7 +52,7 @@ NETWORKS = {
 """Two depths, odd and even sizes, 8, 11, 16, 22 … channels on 16 and 8 lanes."""
 
 
-def lowered(seed: int, name: str, bits: int = 4, residual_bits: int = 16) -> Program:
+def lowered(seed: int, name: str, bits: int = 4, residual_bits: int = 8) -> Program:
     padding = "torch" if name == "plain" else name
     return random_program(
         seed, residual_bits, padding=padding, bits=bits, **NETWORKS[name]
@@ -145,7 +145,11 @@ def test_saturating_residuals(built):
             case(
                 f"biased{seed}",
                 networks.random_program(
-                    seed, channels=(24, 24), shift=5, bias=1.0, padding=padding
+                    seed,
+                    channels=(24, 24),
+                    shift=geometry.max_left_shift,
+                    bias=1.0,
+                    padding=padding,
                 ),
                 geometry,
             )
@@ -173,6 +177,9 @@ def test_refused_images(built, cases):
 
 DEEP = {"max_left_shift": 8, "shift_bits": 4}
 
+WIDE = {"residual_bits": 16, "max_left_shift": 5}
+"""As on boards whose lanes take one pass; also where a word of residuals of 8 bits is too many."""
+
 GEOMETRIES = {
     "b2": {"activation_bits": 2, "divisor_bits": 21, **DEEP},
     "b2_wide": {
@@ -186,6 +193,7 @@ GEOMETRIES = {
     "b5": {"activation_bits": 5, "accumulator_bits": 18, **DEEP},
     "b8": {
         "activation_bits": 8,
+        **WIDE,
         "accumulator_bits": 21,
         "bias_bits": 16,
         "offset_bits": 32,
@@ -193,17 +201,18 @@ GEOMETRIES = {
     },
     "in4": {"input_lanes": 4, "stream_bits": 32},
     "in8": {"input_lanes": 8},
-    "out4": {"output_lanes": 4, "stream_bits": 32},
+    "out4": {"output_lanes": 4, "stream_bits": 32, **WIDE},
     "out8": {"output_lanes": 8},
-    "single8": {"output_lanes": 8, "pump": 1},
-    "single16": {"pump": 1},
+    "single8": {"output_lanes": 8, "pump": 1, **WIDE},
+    "single16": {"pump": 1, **WIDE},
     "px2": {"pixel_lanes": 2},
     "px2_8x4": {"input_lanes": 8, "output_lanes": 4, "pixel_lanes": 2, "stream_bits": 16},
     "px4": {"pixel_lanes": 4},
-    "px4_wide": {"input_lanes": 32, "pixel_lanes": 4, "word_channels": 32},
-    "residual14": {"residual_bits": 14},
-    "residual20": {"residual_bits": 20},
-    "residual20_px2": {"residual_bits": 20, "pixel_lanes": 2},
+    "px4_wide": {"input_lanes": 32, "pixel_lanes": 4, "word_channels": 32, **WIDE},
+    "residual14": WIDE | {"residual_bits": 14},
+    "residual16": WIDE,
+    "residual20": WIDE | {"residual_bits": 20},
+    "residual20_px2": WIDE | {"residual_bits": 20, "pixel_lanes": 2},
 }
 
 
@@ -225,7 +234,7 @@ def test_geometry(name):
             networks.random_program(
                 seed,
                 channels=(24, 24),
-                shift=5,
+                shift=min(5, geometry.max_left_shift),
                 bias=1.0,
                 bits=bits,
                 residual_bits=geometry.residual_bits,

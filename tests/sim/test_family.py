@@ -38,6 +38,8 @@ SHIPPED = Geometry(max_pool=True, addend_division=True)
 
 WHOLE = replace(
     SHIPPED,
+    residual_bits=16,
+    max_left_shift=5,
     plain_input=True,
     pad_bits=2,
     window_depth=64,
@@ -57,6 +59,7 @@ PLAIN = Geometry(
     accumulator_bits=20,
     stream_bits=32,
     weight_depth=256,
+    max_left_shift=0,
     plain_input=True,
     residuals=False,
     max_pool=True,
@@ -112,7 +115,9 @@ def test_maxima_and_divided_addends() -> None:
     simulation = built(SHIPPED)
     pool = (3, 2, Pads(1, 1, 1, 1))
     vgg = lower(random_vgg(1, channels=(20, 33), dense=(40, 7), pool=pool))
-    divided = random_program(0, channel_scales=True, shape=(3, 5, 6), width=0.8, learned=True)
+    divided = random_program(
+        0, SHIPPED.residual_bits, channel_scales=True, shape=(3, 5, 6), width=0.8, learned=True
+    )
     assert has(vgg, "maximum") and has(divided, "division")
     hold(simulation, SHIPPED, vgg, pictures=2)
     hold(simulation, SHIPPED, divided)
@@ -149,7 +154,7 @@ def test_a_fully_connected_layer_longer_than_the_window_buffer() -> None:
 def test_every_form_that_training_writes(form: str) -> None:
     changes = {"size": (7, 6), "width": 0.2} | FORMS[form]
     network = trained(**changes)
-    program = program_of(ir.build(checkpoint_of(network, {})))
+    program = program_of(ir.build(checkpoint_of(network, {})), engine=WHOLE)
     assert (
         has(program, "division")
         == (network.architecture.weights.startswith("bwn") or "shifted" in form)
@@ -217,9 +222,15 @@ def test_what_divided_addends_cost() -> None:
     cycles = []
     for channel_scales in (False, True):
         program = random_program(
-            depth=20, width=1, shape=(3, 32, 32), classes=10, channel_scales=channel_scales
-        )
-        cycles.append(schedule(program.with_residual_bits(16), SHIPPED).cycles)
+            0,
+            SHIPPED.residual_bits,
+            depth=20,
+            width=1,
+            shape=(3, 32, 32),
+            classes=10,
+            channel_scales=channel_scales,
+        ).with_residual_bits(SHIPPED.residual_bits)
+        cycles.append(schedule(program, SHIPPED).cycles)
     print(f"one scale a layer {cycles[0]:,} cycles, one a channel {cycles[1]:,}")
     assert 10 < cycles[1] / cycles[0] < 12
 

@@ -52,15 +52,15 @@ def small(bits: int, lanes: tuple[int, int, int], word_channels: int, **more: in
 
 GEOMETRIES = {
     2: small(2, (8, 4, 2), 16, stream_bits=16),
-    3: small(3, (4, 8, 1), 16, pump=1, stream_bits=16),
+    3: small(3, (4, 8, 1), 16, pump=1, residual_bits=16, stream_bits=16),
     4: small(4, (16, 8, 1), 16, stream_bits=64),
-    5: small(5, (8, 8, 4), 16, pump=1, stream_bits=32),
+    5: small(5, (8, 8, 4), 16, pump=1, residual_bits=16, stream_bits=32),
     6: small(6, (4, 4, 1), 8, stream_bits=8),
     7: small(7, (8, 4, 2), 8, stream_bits=16),
-    8: small(8, (8, 8, 1), 8, pump=1, stream_bits=32),
+    8: small(8, (8, 8, 1), 8, pump=1, residual_bits=16, stream_bits=32),
 }
 """By width: one, two and four pixels at once, one to four steps a memory word, lanes as fast as the
-engine and twice as fast."""
+engine, with residual streams of 16 bits, and twice as fast, with 8."""
 
 
 def drawn(number: int, geometry: Geometry) -> Program:
@@ -83,7 +83,7 @@ def drawn(number: int, geometry: Geometry) -> Program:
             padding=padding,
             signed_input=bool(rng.random() < 0.7),
             skip=skip,
-            shift=int(rng.integers(0, 5)),
+            shift=int(rng.integers(0, 5)) - (16 - geometry.residual_bits) // 2,
             bias=float(rng.choice([0.0, 0.5, 1.0])),
         )
     return random_program(

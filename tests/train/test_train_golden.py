@@ -6,6 +6,7 @@ The PyTorch network in evaluation mode, in float64, never sees the golden model:
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,10 @@ import pytest
 import torch
 
 from compiler import checkpoint, datasets, golden, graph
-from compiler.accuracy import program_of
-from compiler.lower import rounded
+from compiler.accuracy import ENGINE, program_of
 from compiler.program import Pool, Program
 from tests.conftest import ROOT
+from tests.support.networks import rounded
 from tests.train.test_train_export import trained
 from train.data import splits
 from train.export import checkpoint_of, network_of
@@ -27,6 +28,9 @@ from train.quantiser import quantisers
 
 ZOO = ROOT / "train" / "zoo"
 CHUNK = 500
+
+EXACTLY = replace(ENGINE, residual_bits=16)
+"""An engine whose residual stream rounds no addend of these networks."""
 
 
 def in_hardware_units(network: Network, program: Program) -> Network:
@@ -64,7 +68,7 @@ def compare(source: checkpoint.Checkpoint, images: np.ndarray) -> tuple[int, int
     scores: they are rounded to 16 bits, so where the best two are nearer than one unit either may
     win, and nothing else may.
     """
-    program = program_of(graph.build(source))
+    program = program_of(graph.build(source), engine=EXACTLY)
     network = in_hardware_units(network_of(source), program)
     different, values, margin = 0, 0, 0.0
     for first in range(0, len(images), CHUNK):
@@ -114,7 +118,7 @@ def test_whole_test_sets(name: str, data_folder: Path) -> None:
     """The accuracies are one number: golden's, and that of the network as it was trained."""
     source = checkpoint.load(ZOO / f"{name}.pt")
     data = datasets.load(name.partition("-")[0], data_folder)
-    program = program_of(graph.build(source))
+    program = program_of(graph.build(source), engine=EXACTLY)
     network = in_hardware_units(network_of(source), program)
     right = sum(
         int((golden.run(program, data.test_images[i : i + CHUNK]).classes == labels).sum())
@@ -174,7 +178,7 @@ def test_aligned_forms_are_exact(changes: dict[str, Any]) -> None:
 def test_every_form_has_the_activations_of_the_compilers_graph(changes: dict[str, Any]) -> None:
     source, images = random_case(changes)
     float_graph = graph.build(source)
-    program = program_of(float_graph)
+    program = program_of(float_graph, engine=EXACTLY)
     network = in_hardware_units(network_of(source), program)
     found, _ = levels(network, images)
     names = {name: "input.q" if name == "input" else name for name in found}
@@ -194,7 +198,7 @@ def test_a_stream_starts_with_the_stems_activations(changes: dict[str, Any]) -> 
     """Exactly: less their zero, and in a unit that is their step times a power of two."""
     source, images = random_case(changes)
     float_graph = graph.build(source)
-    program = program_of(float_graph)
+    program = program_of(float_graph, engine=EXACTLY)
     got = golden.run(program, images, ["stem", "stem.r"]).tensors
     zero = program["stem"].zero
     assert (zero > 0) == (source.network.batch_norm == "none") and got["stem"].max() > zero
