@@ -181,7 +181,7 @@ def random_program(seed: int = 0, residual_bits: int | None = 16, **options: Any
 
 
 def rounded(graph: ir.Graph, program: Program) -> ir.Graph:
-    """The Graph with all that a Program rounds whose streams are wide: the pools too, in its units."""
+    """The Graph with all that a Program of wide streams rounds: the pools too, in its units."""
     units = {op.output: program[op.output].step for op in program.ops if isinstance(op, Pool)}
     return graph.with_pool_units(units)
 
