@@ -189,14 +189,16 @@ def test_refuses_to_start_where_nothing_is(refused):
 
 
 def test_refuses_maps_that_leave_no_room_for_the_image(refused, tmp_path, monkeypatch):
-    """Not even for as much as is read ahead: 63 words here."""
+    """Not even for as much as is read ahead: 24 words here."""
     monkeypatch.setattr("compiler.image.LEAST_RING", 64)
-    network = Network(8, 1.0, 10, (1, 43, 47))
+    small = replace(BOARD, geometry=replace(BOARD.geometry, memory_depth=8192))
+    monkeypatch.setattr(records, "BOARDS", (small,))
+    network = Network(8, 1.25, 10, (1, 30, 31))
     code, said = refused(saved(tmp_path / "x.pt", network), "--activation-bits", "4")
     assert code == 1
     assert "words for maps and" in said
-    assert "for the Image, but the engine has 16,384 (board 'icebreaker')" in said
-    assert fits(advised(said), network)
+    assert "for the Image, but the engine has 8,192 (board 'icebreaker')" in said
+    assert fits(advised(said), network, small)
 
 
 @pytest.mark.parametrize("bits", [3, 5, 6, 7])
@@ -221,11 +223,11 @@ def advised(said):
     return said.split("hint: ")[1].split(" would fit")[0]
 
 
-def fits(name, network):
+def fits(name, network, board=BOARD):
     """Whether a network such as "wrn8-0.5", for the same images, does fit."""
     depth, width = name.removeprefix("wrn").split("-")
     smaller = replace(network, depth=int(depth), width=float(width))
-    fit(program_of(graph.build(sizing.blank(smaller)), 4), plan(BOARD, 4))
+    fit(program_of(graph.build(sizing.blank(smaller)), 4), plan(board, 4))
     return True
 
 
