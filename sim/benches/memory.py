@@ -40,6 +40,7 @@ GRID = {
             output_lanes=8,
             pump=1,
             pixel_lanes=1 + words // 32,
+            residual_bits=16,
         ),
         primitive,
     )
