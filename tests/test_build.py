@@ -302,7 +302,7 @@ def until(folder, stage, file=DIGITS, bits=None, shared=None, lanes=None):
     options = command._parser().parse_args(["build", str(file), "--board", "ice40"])
     stages = Stages(make_folder(folder), command.STAGES, shared=shared)
     read = command._checkpoint(stages, options.file)
-    program = command._program(stages, read, bits, None)
+    program = command._program(stages, read, bits, None, BOARD.geometry)
     chosen = plan(BOARD, program.activation_bits, lanes)
     laid_out, image = fit(program, chosen)
     command._schedule(stages, laid_out)
