@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from functools import cache
 
 from compiler import arith
-from compiler.geometry import Geometry
+from compiler.geometry import VALUE_CYCLES, Geometry
 
-POOL_CYCLES = 11
-"""Cycles of a pooling layer before its first window and after its last."""
+POOL_CYCLES = 4
+"""From a pooling window's last word to the cycle in which its last mean may be written, besides one
+a mean."""
 
 MAXIMUM_CYCLES = 2
 """From a window's last word to the cycle in which its maximum is written."""
@@ -41,8 +42,6 @@ def layer_cycles(
     come that is not resident, and is left as it is when the layer is done.
     """
     g = geometry
-    if record["pool"] and not record["maximum"]:
-        return _then_next(_pool_cycles(record, g), g, flash)
     if flash is None:
         ends = _group_ends(tuple(sorted(record.items())), g)
     else:
@@ -53,11 +52,9 @@ def layer_cycles(
     return ends[-1] + _then_next(_tail(record, g) + 1, g, flash)
 
 
-def _pool_cycles(r: Record, g: Geometry) -> int:
-    """Nine words a tile; reads are fewer, and hidden."""
-    tiles = (r["height_out_less"] + 1) * (r["tiles_less"] + 1) * (r["groups_less"] + 1)
-    waits = int(g.pixel_lanes > 1)  # a word does, see `hw.pool`
-    return POOL_CYCLES + waits + tiles * arith.POOL_KERNEL**2 + g.residual_lanes
+def _averages(r: Record) -> bool:
+    """Whether a layer is an average pool: it loads nothing, and no sum of the lanes is taken."""
+    return bool(r["pool"]) and not r["maximum"]
 
 
 def _then_next(cycles: int, g: Geometry, flash: Flash | None) -> int:
@@ -162,15 +159,22 @@ def _tail(r: Record, g: Geometry) -> int:
     """From a group's last step to its last activation."""
     if r["maximum"]:
         return MAXIMUM_CYCLES
+    if _averages(r):
+        return _pooled_cycles(g) + g.activation_cycles - VALUE_CYCLES
     last = (g.output_lanes - 1) * g.channel_cycles + g.pixel_lanes - 1
     if r["divide"]:
         last = g.output_lanes * _divided_cycles(g) - 1 - g.channel_cycles
     return g.lane_cycles + last + g.activation_cycles
 
 
+def _pooled_cycles(g: Geometry) -> int:
+    """From a pooling window's last word to the cycle in which its last mean may be written."""
+    return POOL_CYCLES + g.residual_lanes + int(g.pixel_lanes > 1)  # a word waits: see `hw.pool`
+
+
 def _tiles_apart(r: Record, g: Geometry) -> int:
     """Fewest cycles from a tile's last step to the next one's."""
-    if r["maximum"]:
+    if r["pool"]:
         return 1
     if r["divide"]:
         # The next one's accesses must not meet this one's last write; it may start in two cycles.
@@ -189,6 +193,8 @@ def _accesses(r: Record, g: Geometry) -> tuple[list[int], list[int], list[int]]:
     begin = g.lane_cycles
     if r["maximum"]:
         return [], [], [MAXIMUM_CYCLES]
+    if _averages(r):
+        return [], [_pooled_cycles(g) + g.residual_cycles - VALUE_CYCLES], []
     if r["divide"]:
         each = _divided_cycles(g)
         firsts = range(0, g.output_lanes, g.residual_channels)
@@ -226,6 +232,10 @@ class _Load:
     steps: int = 0  # of weights, in use
     arriving: bool = False
     ready: int = 0  # groups that are loaded and not launched
+
+    def __post_init__(self) -> None:
+        if _averages(self.r):  # all there is to load has been
+            self.group = self.ready = self.r["groups_less"] + 1
 
     def wants(self) -> bool:
         """Whether a word is asked for: one is on its way at a time."""
@@ -300,9 +310,9 @@ def _play(r: Record, g: Geometry, flash: Flash | None) -> list[int]:
     load, fetch = _Load(r, g), _Fetch(_outside(r))
     reads, writes, activations = _accesses(r, g)
     # What the requantiser keeps apart is all that a tile might do.
-    paced = r["residual"] and not r["divide"]
+    paced = r["residual"] and not r["divide"] and not r["pool"]
     pattern = [*reads, *writes, *activations] if paced else []
-    halves, apart = 1 if r["maximum"] else g.halves, _tiles_apart(r, g)
+    halves, apart = 1 if r["pool"] else g.halves, _tiles_apart(r, g)
     window, across, lines = r["window_less"] + 1, r["tiles_less"] + 1, r["height_out_less"] + 1
     line_words = (r["columns_less"] + 1) * (r["kernel_h_less"] + 1) * (r["words_less"] + 1)
     farthest = (g.pixel_lanes - 1) * r["step_pixel"]
@@ -322,7 +332,7 @@ def _play(r: Record, g: Geometry, flash: Flash | None) -> list[int]:
             port, wants = flash.shares(port, wants)
         granted = port and wants
         fires = fetch.fires(port, room)
-        start = load.ready > 0 and not fetch.busy and fetch.marked is None
+        start = cycle > 0 and load.ready > 0 and not fetch.busy and fetch.marked is None
         start = start and launched <= r["groups_less"]
         final = half == halves - 1
         gate = cycle >= clear and booked.isdisjoint(cycle + c for c in pattern)

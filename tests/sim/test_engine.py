@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from compiler import golden
+from compiler.cycles import next_layer_cycles
 from compiler.geometry import Geometry
 from compiler.image import Image
 from compiler.program import Add, Program
@@ -103,6 +104,18 @@ def table(c: Case, run: check.Run) -> str:
     return "\n".join(lines)
 
 
+SPAN_ENDS = 2
+"""Cycles of a predicted layer that stand outside the strobes between which one is counted."""
+
+
+def pools_exactly(c: Case, run: check.Run) -> None:
+    """Nothing in a pooling layer depends on what was before: its cycles are those predicted."""
+    between = next_layer_cycles(c.plan.geometry) - SPAN_ENDS
+    for layer, cycles in zip(c.plan.layers, run.layer_cycles.T, strict=True):
+        if layer.record["pool"]:
+            assert (cycles + between == layer.cycles).all(), f"{c.name}, {layer.name}: {cycles}"
+
+
 def test_cases_are_worth_running(cases):
     """Every staircase has several answers, every network tells its pictures apart."""
     for c in cases:
@@ -126,6 +139,7 @@ def test_networks_one_after_another(built, cases):
         print(table(c, run))
         if c.plan.cycles > TINY:
             assert run.cycles == pytest.approx(c.plan.cycles, rel=TOLERANCE), c.name
+        pools_exactly(c, run)
     assert (counters.elaborations, counters.builds) == (built.elaborations, built.builds)
 
 
@@ -245,4 +259,5 @@ def test_geometry(name):
     ]
     for c, run in zip(some, hold(simulation, some), strict=True):
         print(table(c, run))
+        pools_exactly(c, run)
     hold(simulation, some, stall="bursts")
