@@ -19,7 +19,7 @@ from compiler.datasets import Dataset
 from compiler.errors import SignumError, UsageError
 from compiler.geometry import Geometry, geometry_for
 from compiler.graph import Graph
-from compiler.lower import lower, quantised
+from compiler.lower import lower, quantised, rounded
 from compiler.networks import Description, NetworkFile
 from compiler.program import Program
 from compiler.schedule import stream_bits
@@ -157,7 +157,7 @@ def _model(
         code += [file_digest(Path(module.__file__ or "")) for module in (golden, int8)]
         return digest(program.to_json(), *code), partial(_golden, program)
     if name == "float":
-        stepped = quantised(graph, program.activation_bits, calibration)
+        stepped = rounded(quantised(graph, program.activation_bits, calibration), program)
         return digest(content_digest(stepped.nodes), *code), partial(_float, stepped)
     # Without quantisers a network is the same whatever their widths and steps are.
     nodes = [

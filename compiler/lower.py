@@ -104,6 +104,13 @@ def quantised(
     return calibrate(graph, activation_bits, images)
 
 
+def rounded(graph: Graph, program: Program) -> Graph:
+    """The Graph with its Program's pools rounded too, in the units lowering chose: all that a
+    stream rounds which is wide enough."""
+    units = {op.output: program[op.output].step for op in program.ops if isinstance(op, Pool)}
+    return graph.with_pool_units(units)
+
+
 def mean_before_head(graph: Graph) -> Graph:
     """Move a closing global mean in front of the 1x1 convolution and batch norms it follows.
 

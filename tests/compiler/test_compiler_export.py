@@ -19,15 +19,10 @@ from compiler.__main__ import main
 from compiler.accuracy import program_of
 from compiler.arith import Pads, Staircase, accumulator_range
 from compiler.errors import CheckpointError, LoweringError, UsageError
+from compiler.lower import rounded
 from compiler.program import Add, Conv, Program, Quantise, SumPixels, Tensor
 from tests.conftest import ROOT
-from tests.support.networks import (
-    PROGRAM_OPTIONS,
-    random_checkpoint,
-    random_images,
-    random_program,
-    rounded,
-)
+from tests.support.networks import PROGRAM_OPTIONS, random_checkpoint, random_images, random_program
 from train.export import network_of
 
 DIGITS = ROOT / "train" / "zoo" / "digits-wrn8-1-a4.pt"

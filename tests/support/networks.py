@@ -27,7 +27,7 @@ from compiler.checkpoint import (
     validate,
 )
 from compiler.lower import lower
-from compiler.program import Pool, Program
+from compiler.program import Program
 
 Padding = Literal["torch", "matlab", "keras"]
 
@@ -178,12 +178,6 @@ def random_program(seed: int = 0, residual_bits: int | None = 16, **options: Any
     checkpoint = random_checkpoint(seed, **options)
     images = random_images(seed, 32, checkpoint.network.input)
     return lower(ir.build(checkpoint), None, images, residual_bits)
-
-
-def rounded(graph: ir.Graph, program: Program) -> ir.Graph:
-    """The Graph with all that a Program of wide streams rounds: the pools too, in its units."""
-    units = {op.output: program[op.output].step for op in program.ops if isinstance(op, Pool)}
-    return graph.with_pool_units(units)
 
 
 def _weights(rng: np.random.Generator, network: Network, channel_scales: bool) -> Tensors:

@@ -16,9 +16,9 @@ import torch
 
 from compiler import checkpoint, datasets, golden, graph
 from compiler.accuracy import ENGINE, program_of
+from compiler.lower import rounded
 from compiler.program import Pool, Program
 from tests.conftest import ROOT
-from tests.support.networks import rounded
 from tests.train.test_train_export import trained
 from train.data import splits
 from train.export import checkpoint_of, network_of
