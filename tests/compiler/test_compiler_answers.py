@@ -14,7 +14,7 @@ from compiler import graph as ir
 from compiler.accuracy import measure, program_of
 from compiler.answers import MODELS, collect, content_digest
 from compiler.errors import UsageError
-from compiler.lower import quantised
+from compiler.lower import quantised, rounded
 from tests.support.networks import random_checkpoint, random_images
 
 IMAGES = np.arange(10, dtype=np.uint8).reshape(10, 1, 1, 1)
@@ -132,7 +132,7 @@ def test_measured_shares_are_those_of_the_answers(tmp_path: Path) -> None:
     graph = quantised(ir.build(random_checkpoint(2, bits=None)), 3)
     program = program_of(graph)
     images = random_images(0, 10, graph.image.shape)
-    labels = ir.scores(graph, images).argmax(axis=1)
+    labels = ir.scores(rounded(graph, program), images).argmax(axis=1)
     labels[:3] += 1
     found = measure(graph, program, images, labels, folder=tmp_path)
     assert found.float_ == 0.7
