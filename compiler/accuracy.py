@@ -38,9 +38,9 @@ class Accuracy:
     images : int
         How many there were.
     float_ : float
-        Right answers of the Graph with its quantisers.
+        Right answers of the Graph with its quantisers, its pools rounded (`lower.rounded`).
     float_unquantised : float
-        The same without any quantiser.
+        The same without any quantiser, or rounded pools.
     golden : float
         Right answers of the integer Program.
     golden_agrees_float : float

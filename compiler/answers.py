@@ -28,7 +28,8 @@ CHUNK = 256
 
 MODELS = ("float_unquantised", "float", "golden")
 """What answers, by the names of `report.json`: the Graph without its quantisers (in float32, as
-networks are trained and published), the Graph with them (in float64), the integer Program."""
+networks are trained and published), the Graph with them and with its pools rounded (in float64),
+the integer Program."""
 
 Images = NDArray[np.uint8]
 Classes = NDArray[np.int64]

@@ -105,8 +105,8 @@ def quantised(
 
 
 def rounded(graph: Graph, program: Program) -> Graph:
-    """The Graph with its Program's pools rounded too, in the units lowering chose: all that a
-    stream rounds which is wide enough."""
+    """The Graph with its pools rounded too, in the units that lowering chose: nothing else is, in a
+    residual stream that is wide enough."""
     units = {op.output: program[op.output].step for op in program.ops if isinstance(op, Pool)}
     return graph.with_pool_units(units)
 
