@@ -152,10 +152,14 @@ class BoardTop(Elaboratable):
         return name in self._ports and (self._located[name].pulse or self._ports[name] is None)
 
     def _make_clock(self, m: Module) -> None:
-        """Domains ``sync`` and, without reset, ``start``, from the PLL; so is ``fast``."""
+        """Domains ``sync`` and, without reset, ``start``, from the PLL; so is ``fast``.
+
+        The reset is a register's, for in ``fast`` it has half a cycle to get everywhere. It comes a
+        cycle late: flip-flops begin with what configuration gives them.
+        """
         m.domains.sync = sync = ClockDomain()
         m.domains.start = ClockDomain(reset_less=True)
-        lock, locked = Signal(), Signal()
+        lock, locked, reset = Signal(), Signal(), Signal()
         clocks = [ClockSignal("start")]
         if self._pump == 2:
             m.domains.fast = fast = ClockDomain()
@@ -170,7 +174,8 @@ class BoardTop(Elaboratable):
             m.d.start += count.eq(0)
         with m.Elif(~count[-1]):
             m.d.start += count.eq(count + 1)
-        m.d.comb += [sync.clk.eq(ClockSignal("start")), sync.rst.eq(~count[-1])]
+        m.d.start += reset.eq(~count[-1])
+        m.d.comb += [sync.clk.eq(ClockSignal("start")), sync.rst.eq(reset)]
 
     def constraints(self) -> str:
         """Pins and the oscillator's frequency; nextpnr derives the PLL's from it."""
