@@ -218,9 +218,11 @@ def estimate(geometry: Geometry, board: Board) -> Cells:
     bram = blocks(g.pass_weight_bits, g.weight_depth * g.pump)
     bram += g.pixel_lanes * blocks(g.word_bits, g.window_depth)
     bram += SumMemory(g, board.memory).num_blocks
-    if board.family == "ice40":  # an ECP5 has parameters in LUTs; of biases and stairs each a copy
-        bram += -(-g.bias_bits // wide) - g.bias_bits // wide
+    if board.family == "ice40":  # an ECP5 has parameters in LUTs; a block in both parts is a copy
+        bram += -(-g.early_bits // wide) - g.early_bits // wide
         bram += blocks(g.param_bits, 2 * g.output_lanes)
+    if board.memory == "spram":  # elsewhere strides stand in registers: see `hw.pointer`
+        bram += (3 if g.residuals else 1) * blocks(g.address_bits, len(g.stride_rows))
     if board.memory == "inferred":
         ecp5 = -(-g.word_bits // 4) * -(-g.memory_depth // 4096)  # a mask a nibble
         bram += blocks(g.word_bits, g.memory_depth) if board.family == "ice40" else ecp5

@@ -274,16 +274,12 @@ HX8K = Board(
         max_left_shift=5,
         weight_depth=256,
         memory_depth=512,
-        bias_bits=16,
-        offset_bits=28,
-        divisor_bits=18,
     ),
     candidates=((16, 16, 2), (16, 16, 1), (16, 8, 1), (8, 8, 2), (8, 8, 1)),
     programmers=(ICEPROG,),
 )
 """256 additions a cycle. The lanes take one pass, so the image's slices are summed in the residual
-stream, which has 16 bits for them. Of the block RAMs the weights take half, the maps a quarter,
-biases of 16 bits one and staircases of 48 bits three."""
+stream, which has 16 bits for them. Of the block RAMs the weights take half, the maps a quarter."""
 
 ULX3S_25F = Board(
     name="ulx3s-25f",

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from functools import cache
 
 from compiler import arith
-from compiler.geometry import VALUE_CYCLES, Geometry
+from compiler.geometry import Geometry
 
 POOL_CYCLES = 4
 """From a pooling window's last word to the cycle in which its last mean may be written, besides one
-a mean."""
+a mean and one for each value of a slot."""
 
 MAXIMUM_CYCLES = 2
 """From a window's last word to the cycle in which its maximum is written."""
@@ -49,7 +49,7 @@ def layer_cycles(
     if record["last"]:
         used = channels - record["groups_less"] * g.output_lanes
         return ends[-1] + g.lane_cycles + used * (arith.SCORE_BITS + SCORE_CYCLES)
-    return ends[-1] + _then_next(_tail(record, g) + 1, g, flash)
+    return ends[-1] + then_next(_tail(record, g) + 1, g, flash)
 
 
 def _averages(r: Record) -> bool:
@@ -57,7 +57,7 @@ def _averages(r: Record) -> bool:
     return bool(r["pool"]) and not r["maximum"]
 
 
-def _then_next(cycles: int, g: Geometry, flash: Flash | None) -> int:
+def then_next(cycles: int, g: Geometry, flash: Flash | None) -> int:
     """Cycles in which no weights are read, and those until the next layer's record has been."""
     if flash is not None:
         flash.run(cycles)
@@ -160,16 +160,19 @@ def _tail(r: Record, g: Geometry) -> int:
     if r["maximum"]:
         return MAXIMUM_CYCLES
     if _averages(r):
-        return _pooled_cycles(g) + g.activation_cycles - VALUE_CYCLES
-    last = (g.output_lanes - 1) * g.channel_cycles + g.pixel_lanes - 1
+        # A mean has a slot of its own; where others hold two pixels the last but one's ends a tile.
+        ends = _pooled_cycles(g) - g.slot_pixels + g.turn_cycles
+        return ends + g.activation_cycles - g.value_cycles
+    last = g.tile_cycles - g.slot_cycles + g.turn_cycles
     if r["divide"]:
         last = g.output_lanes * _divided_cycles(g) - 1 - g.channel_cycles
-    return g.lane_cycles + last + g.activation_cycles
+    return g.lane_cycles + last + g.activation_cycles - 1
 
 
 def _pooled_cycles(g: Geometry) -> int:
     """From a pooling window's last word to the cycle in which its last mean may be written."""
-    return POOL_CYCLES + g.residual_lanes + int(g.pixel_lanes > 1)  # a word waits: see `hw.pool`
+    waits = int(g.pixel_lanes > 1)  # see `hw.pool`
+    return POOL_CYCLES + g.residual_lanes + g.slot_values + waits
 
 
 def _tiles_apart(r: Record, g: Geometry) -> int:
@@ -180,7 +183,7 @@ def _tiles_apart(r: Record, g: Geometry) -> int:
         # The next one's accesses must not meet this one's last write; it may start in two cycles.
         meets = any(g.written_behind - 2 in kind for kind in g.accesses)
         return g.lane_cycles + g.output_lanes * _divided_cycles(g) + meets
-    return g.tile_cycles
+    return g.tiles_apart
 
 
 def _divided_cycles(g: Geometry) -> int:
@@ -194,7 +197,7 @@ def _accesses(r: Record, g: Geometry) -> tuple[list[int], list[int], list[int]]:
     if r["maximum"]:
         return [], [], [MAXIMUM_CYCLES]
     if _averages(r):
-        return [], [_pooled_cycles(g) + g.residual_cycles - VALUE_CYCLES], []
+        return [], [_pooled_cycles(g) + g.residual_cycles - g.value_cycles], []
     if r["divide"]:
         each = _divided_cycles(g)
         firsts = range(0, g.output_lanes, g.residual_channels)

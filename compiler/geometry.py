@@ -20,18 +20,15 @@ MAGIC = 0x5349_474E
 COUNT_BITS = 16
 """Of the number of an Image's stream words, less one."""
 
-STEPS_PER_CYCLE = 1
-"""Comparisons of the restoring division that the requantiser does in one cycle."""
-
-VALUE_CYCLES = 4
-"""From the cycle in which a value's place is known to that in which it may be written."""
-
 UNIT_CLOCKS = 4
 """Clocks of a board's flash in which it sends what is stored at once: a byte on two lines, two on
 four."""
 
 GAINS = {0: 3, 1: 1, -1: 2}
 """How a channel's parameters say what its accumulators are multiplied by."""
+
+GAIN_BITS = 2
+"""Of a gain among a channel's parameters."""
 
 NO_CHANNEL = 0
 """In the place of a gain: the output lane lies beyond the layer's channels."""
@@ -50,7 +47,7 @@ MAX_IMAGE_CHANNELS = 8
 """What the header can say."""
 
 PLACE_BITS = 8
-"""Of what an activation that waits has to be told apart by, about."""
+"""Of what a slot that waits has to be told apart by, about."""
 
 KERNEL_STEPS = 9
 """Memory words of the smallest window that matters: a 3x3 one."""
@@ -63,6 +60,9 @@ POOL_SHIFT = 3
 
 WORD_BITS = 64
 """Most that a word of activation memory has: what the four single-port RAMs of an UP5K give."""
+
+PUMPED_BITS = 4
+"""Up to so many bits of an activation sums are taken at the lanes' clock."""
 
 WIDE_BITS = 6
 """Up to so many bits of an activation addends are shifted alike; each bit more is a shift less."""
@@ -80,6 +80,8 @@ class Geometry:
     pump : int
         Passes of the lanes in one cycle of the engine: their own clock is so many times faster, and
         each pass takes a part of the output lanes. 1 or 2.
+    pumped_sums : bool
+        The requantiser takes a sum in each cycle of the lanes' clock; else in each of the engine's.
     activation_bits : int
         b, 2 .. 8. Wider tensors are taken in slices of b bits.
     word_channels : int
@@ -120,6 +122,7 @@ class Geometry:
     output_lanes: int = 16
     pixel_lanes: int = 1
     pump: int = 2
+    pumped_sums: bool = True
     activation_bits: int = 4
     word_channels: int = 16
     accumulator_bits: int = 18
@@ -312,30 +315,71 @@ class Geometry:
         return -(-self.param_bits // self.stream_bits)
 
     @property
-    def channel_cycles(self) -> int:
-        """Cycles the requantiser spends on one output channel of a tile.
+    def slot_values(self) -> int:
+        """Values that the requantiser takes in a cycle of the engine.
 
-        One a pixel; and so many that in the time of one memory word of residuals four accesses fit
-        (read, write, an activation, and one for the window).
+        One a cycle of the lanes' clock, if `pumped_sums` and a memory word has room for as many
+        residuals; else one.
         """
-        if not self.residuals:
-            return self.pixel_lanes
-        return max(self.pixel_lanes, -(-4 // self.residual_channels))
+        room = not self.residuals or self.residual_lanes >= self.pump
+        return self.pump if self.pumped_sums and room else 1
+
+    @property
+    def slot_cycles(self) -> int:
+        """Cycles the requantiser spends on a slot: values of a tile that are taken together.
+
+        So many that in the time of one memory word of residuals four accesses fit (read, write, an
+        activation, and one for the window).
+        """
+        return max(1, -(-4 * self.slot_values // self.residual_lanes)) if self.residuals else 1
+
+    @property
+    def slot_pixels(self) -> int:
+        """Pixel lanes in a slot."""
+        return min(self.slot_values, self.pixel_lanes)
+
+    @property
+    def slot_channels(self) -> int:
+        """Output lanes in a slot."""
+        return self.slot_values // self.slot_pixels
+
+    @property
+    def channel_cycles(self) -> int:
+        """Cycles of the slots that hold an output lane's values."""
+        return self.pixel_lanes // self.slot_pixels * self.slot_cycles
+
+    @property
+    def pixel_apart(self) -> int:
+        """Cycles from a pixel's turn to write its activations to the next one's.
+
+        The pixels of a slot share its cycles.
+        """
+        return max(1, self.slot_cycles // self.slot_pixels)
+
+    @property
+    def turn_cycles(self) -> int:
+        """From a tile's last slot to the turn of its last pixel, where the first's is at once."""
+        return (self.pixel_lanes - 1) * self.pixel_apart - (self.channel_cycles - self.slot_cycles)
+
+    @property
+    def value_cycles(self) -> int:
+        """From the cycle in which a slot's place is known to that in which it may be written."""
+        return 3 + self.slot_values
 
     @property
     def residual_cycles(self) -> int:
         """From the cycle in which a value's place is known to that in which it is written."""
-        return VALUE_CYCLES + _holds(self)[0]
+        return self.value_cycles + _holds(self)[0]
 
     @property
     def activation_cycles(self) -> int:
         """From the cycle in which a value's place is known to that of its activation."""
-        return VALUE_CYCLES + self.division_cycles + _holds(self)[1]
+        return self.value_cycles + self.division_cycles + _holds(self)[1]
 
     @property
     def division_cycles(self) -> int:
-        """Cycles that an activation's division takes."""
-        return -(-self.activation_bits // STEPS_PER_CYCLE)
+        """Cycles that an activation's division takes, and its way into the word."""
+        return self.activation_bits + 1
 
     @property
     def accesses(self) -> tuple[list[int], list[int], list[int]]:
@@ -352,7 +396,7 @@ class Geometry:
 
         As in `accesses`, had another tile begun in the cycle in which this one's last value ends.
         """
-        return self.residual_cycles - self.lane_cycles
+        return self.residual_cycles - self.lane_cycles + 1 - self.channel_cycles
 
     @property
     def tree_levels(self) -> int:
@@ -366,12 +410,26 @@ class Geometry:
         One for the pair sums, then the lanes' own: terms, the tree, accumulators, and as they come
         out pass by pass, the first one's memory.
         """
-        return 1 + (1 + self.pump + self.tree_levels) // self.pump
+        return 1 + (1 + self.pump + self.tree_levels) // self.pump + self.sums_wait
+
+    @property
+    def sums_wait(self) -> int:
+        """1 where a tile's sums come in the middle of a cycle and wait for the next one.
+
+        At the engine's clock a sum is read a cycle behind its address, so it is there in time.
+        """
+        return (1 + self.tree_levels) % self.pump if self.slot_values > 1 else 0
 
     @property
     def tile_cycles(self) -> int:
-        """Fewest cycles between two tiles: the requantiser's."""
-        return self.output_lanes * self.channel_cycles
+        """Cycles the requantiser spends on a tile."""
+        return self.output_lanes // self.slot_channels * self.channel_cycles
+
+    @property
+    def tiles_apart(self) -> int:
+        """Fewest cycles between two tiles: the requantiser's, and one more where sums wait, for
+        meanwhile the next tile's would replace the last of them."""
+        return self.tile_cycles + self.sums_wait
 
     @property
     def address_bits(self) -> int:
@@ -402,23 +460,40 @@ class Geometry:
         bias (signed) is added to the accumulator; gain is one of `GAINS`; start (signed) is the
         dividend of 0, the staircase's offset negated; divisor is the staircase's.
         """
-        return (
-            ("bias", self.bias_bits),
-            ("gain", 2),
-            ("start", self.offset_bits),
-            ("divisor", self.divisor_bits),
-        )
+        return (("bias", self.bias_bits), ("gain", GAIN_BITS), *self.stairs_fields)
+
+    @property
+    def early_bits(self) -> int:
+        """Of a channel's parameters, those that are wanted first: bias and gain."""
+        return self.bias_bits + GAIN_BITS
+
+    @property
+    def stairs_fields(self) -> tuple[tuple[str, int], ...]:
+        """Those of them that are wanted last."""
+        return (("start", self.offset_bits), ("divisor", self.divisor_bits))
 
     @property
     def header_fields(self) -> tuple[tuple[str, int], ...]:
-        """What stands in front of the layers: magic, geometry, and how to take in an image."""
-        a, size = self.address_bits, self.map_bits
-        return (
+        """What stands in front of the layers: magic, geometry, and how to take in an image.
+
+        The latter has words of its own: `hw.loader` keeps them where the record of the first layer
+        will stand, once the image is in.
+        """
+        kept = (
             ("magic", 32),
             ("geometry", 32),
-            ("pixels", 2 * size + 3),  # bytes an image
             ("classes", 8),
             ("channels", 3),  # of the image, less one
+        )
+        rest = -sum(width for _, width in kept) % self.stream_bits
+        return (*kept, ("spare", rest), *self.intake_fields)
+
+    @property
+    def intake_fields(self) -> tuple[tuple[str, int], ...]:
+        """Those fields of the header that only an image's way in needs."""
+        a, size = self.address_bits, self.map_bits
+        return (
+            ("pixels", 2 * size + 3),  # bytes an image
             ("zero", arith.INPUT_BITS),
             ("height", size),  # of the image, less one
             ("width", size),
@@ -428,7 +503,10 @@ class Geometry:
 
     @property
     def record_fields(self) -> tuple[tuple[str, int], ...]:
-        """One layer, but for its strides. Sizes named ..._less are less one."""
+        """One layer, but for its strides. Sizes named ..._less are less one.
+
+        The last ones, from `intake_from` on, hold something else while an image comes in.
+        """
         size = self.map_bits
         groups = self.channel_bits - (self.output_lanes - 1).bit_length()
         words = max(1, self.channel_bits - (self.word_channels - 1).bit_length())
@@ -480,6 +558,13 @@ class Geometry:
         )
 
     @property
+    def intake_from(self) -> int:
+        """Stream word of a layer's record, without its strides, from which on an image's way in
+        does not mind what stands there."""
+        names = [name for name, _ in self.record_fields]
+        return self.words(self.record_fields[: names.index("kernel_h_less")])
+
+    @property
     def stride_words(self) -> int:
         """Stream words of a row of `STRIDES`: a power of two, so that a counter tells the rows."""
         least = -(-len(STRIDES) * self.address_bits // self.stream_bits)
@@ -528,7 +613,8 @@ def geometry_for(
     A word of activation memory stays within what the memory blocks give in one cycle: lanes of up
     to four bits stand in nibbles, wider ones in bytes. The default takes no more pixels at once
     than a word has residuals of. A word of the Image fits it, and fills a step of weights in whole
-    parts. Sums of wide activations are fine beside the residual stream, and shifted left less.
+    parts. Sums of wide activations are fine beside the residual stream, and shifted left less; they
+    are taken one a cycle, for twice as fast each bit costs twice the registers.
 
     Raises
     ------
@@ -551,6 +637,7 @@ def geometry_for(
             output_lanes=outputs,
             pixel_lanes=pixels,
             activation_bits=activation_bits,
+            pumped_sums=default.pumped_sums and activation_bits <= PUMPED_BITS,
             word_channels=across,
             stream_bits=next(fitting, 8),
             max_left_shift=max(0, default.max_left_shift - max(0, activation_bits - WIDE_BITS)),
@@ -574,13 +661,13 @@ def _accesses(
     g: Geometry, residual: int, activation: int
 ) -> tuple[list[int], list[int], list[int]]:
     """`Geometry.accesses`, if residuals and activations are held for so many cycles."""
-    word = g.residual_channels * g.channel_cycles
-    filled = word - g.channel_cycles + g.pixel_lanes - 1 + VALUE_CYCLES + residual
-    last = (g.output_lanes - 1) * g.channel_cycles + VALUE_CYCLES + g.division_cycles + activation
+    word = g.residual_lanes // g.slot_values * g.slot_cycles
+    filled = word - g.slot_cycles + g.value_cycles + residual
+    last = g.tile_cycles - g.channel_cycles + g.value_cycles + g.division_cycles + activation
     return (
         [k * word for k in range(g.residual_words)],
         [k * word + filled for k in range(g.residual_words)],
-        [last + p for p in range(g.pixel_lanes)],
+        [last + p * g.pixel_apart for p in range(g.pixel_lanes)],
     )
 
 
@@ -589,8 +676,8 @@ def _holds(g: Geometry) -> tuple[int, int]:
     """How many cycles residuals and activations wait before they are written.
 
     So many that no two accesses of a tile meet; that those of tiles do not which follow one another
-    in their least time, or in that of the smallest windows, of one memory word a pixel and of two;
-    and else as few flip-flops as can be.
+    as fast as the smallest windows let them, of one memory word a pixel and of two; and else as few
+    flip-flops as can be.
     """
     if not g.residuals:
         return 0, 0
@@ -603,8 +690,11 @@ def _holds(g: Geometry) -> tuple[int, int]:
         clashes = sum(
             any((a - b) % n == 0 and a != b for a in cycles for b in cycles) for n in apart
         )
-        return clashes, holds[0] * g.residual_bits + holds[1] * (g.activation_bits + PLACE_BITS)
+        widths = (
+            g.slot_values * bits + PLACE_BITS for bits in (g.residual_bits, g.activation_bits)
+        )
+        return clashes, sum(cycles * bits for cycles, bits in zip(holds, widths, strict=True))
 
-    apart = {max(g.tile_cycles, words * KERNEL_STEPS * g.halves) for words in (0, 1, 2)}
+    apart = {max(g.tiles_apart, words * KERNEL_STEPS * g.halves) for words in (1, 2)}
     choices = [(r, a) for r in range(4) for a in range(4 + g.pixel_lanes)]
     return min(choices, key=cost)

@@ -161,6 +161,7 @@ class Engine(wiring.Component):
             requantiser.sum.eq(lanes.sum),
             loader.bias_address.eq(requantiser.bias_address),
             requantiser.bias.eq(loader.bias),
+            requantiser.gain.eq(loader.gain),
             loader.stairs_address.eq(requantiser.stairs_address),
             requantiser.stairs.eq(loader.stairs),
         ]
@@ -243,7 +244,8 @@ class Engine(wiring.Component):
             done.eq(self._group_done),
         ]
         m.d.comb += loader.group_done.eq(done & ~loads_nothing(record))
-        m.d.sync += self.num_pixels.eq(Mux(loader.known, loader.header.pixels, 0))
+        with m.If(~loader.known):
+            m.d.sync += self.num_pixels.eq(0)
         for block in (fetch, requantiser):
             m.d.comb += block.layer_start.eq(self.layer_start)
         m.d.sync += ready_groups.eq(
@@ -258,7 +260,7 @@ class Engine(wiring.Component):
             with m.State("load"):
                 with m.If(loader.input_ready):
                     m.d.comb += writer.start.eq(1)
-                    m.d.sync += taking.eq(1)
+                    m.d.sync += [taking.eq(1), self.num_pixels.eq(loader.header.pixels)]
                     m.next = "take"
             with m.State("take"):
                 m.d.comb += self.busy.eq(requantiser.byte_valid)

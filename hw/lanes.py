@@ -26,7 +26,7 @@ class Lanes(wiring.Component):
     a slice's bits (`arith.slices`), where `Geometry.window_slices` says so.
 
     Timing: a tile's sums stand in a memory (`hw.sums.SumMemory`) from `Geometry.lane_cycles` after
-    its last step on, where they may be addressed, until `tile_cycles` later. The accumulators start
+    its last step on, where they may be addressed, until `tiles_apart` later. The accumulators start
     from 0 with the step behind it. One step a cycle. Weights come one cycle after their step (a RAM
     block's latency), pass by pass.
 
@@ -43,7 +43,7 @@ class Lanes(wiring.Component):
         Of a pass, for its output lane o and pair i: bit 2*(o*pairs + i) ``same``, the next
         ``negate``.
     sum_address : In, [output lane * pixel_lanes + pixel lane]
-    sum : Out, signed, one cycle later
+    sum : Out, signed, one cycle of `hw.pump.sum_domain` later
     """
 
     def __init__(self, geometry: Geometry, primitive: str = "inferred") -> None:
@@ -135,11 +135,11 @@ class Lanes(wiring.Component):
         sums, differences = [], []
         for i in range(self._geometry.input_lanes // 2):
             total = Signal(b + 1, name=f"sum{p}_{i}", reset_less=True)
-            difference = Signal(signed(b + 1), name=f"difference{p}_{i}", reset_less=True)
+            above = Signal(b, name=f"difference{p}_{i}", reset_less=True)
             first, second = self.x[p][2 * i], self.x[p][2 * i + 1]
-            m.d.sync += [total.eq(first + second), difference.eq(first - second)]
+            m.d.sync += [total.eq(first + second), above.eq((first - second)[1:])]
             sums.append(total)
-            differences.append(difference)
+            differences.append(Cat(total[0], above).as_signed())  # both are odd, or both even
         return sums, differences
 
     def _tree(self, m: Module, terms: list[Signal], name: str) -> Signal:

@@ -6,9 +6,9 @@ from amaranth.hdl import Cat, Const, Module, Mux, Signal, Value, signed
 from amaranth.lib import data, memory, stream, wiring
 from amaranth.lib.wiring import In, Out
 
-from compiler.geometry import MAGIC, Geometry
+from compiler.geometry import GAIN_BITS, MAGIC, Geometry
 from hw.layout import stride_put, struct
-from hw.pump import lane_domain, second_half
+from hw.pump import lane_domain, second_half, sum_domain
 
 COMPARED_BITS = 16
 """Of a word of the Image's head that are compared at once."""
@@ -36,20 +36,21 @@ class Loader(wiring.Component):
     Members
     -------
     i : In(stream of stream_bits), the Image, again for each picture
-    header : Out, valid while `known`
+    header : Out, valid while `known`; but `Geometry.intake_fields` until the first `next_layer`
     known : Out(1), low while the Image's header is being loaded
     input_ready : Out(1), header and the input's parameters are loaded
     input_done : In(1), strobe, frees those parameters
     next_layer : In(1), strobe, the next record is wanted
-    record : Out; record_ready : Out(1), strobe, it is complete, and so are the strides
+    record : Out, anything until the first one is there; record_ready : Out(1), strobe, it is
+        complete, and so are the strides
     strides : Out(`stride_put`), words of a layer's strides as they come
     group_loaded : Out(1), strobe, one more group has all it needs
     group_done : In(1), strobe, frees the oldest group
     image_done : In(1), strobe, the picture is done: the Image may begin again
     error : Out(1), the stream is no Image for this geometry; until reset
-    bias_address : In, bias : Out, a channel's, one cycle later
-    stairs_address : In, stairs : Out, all parameters of a channel but its bias, one cycle later
-    weight_address : In, weights : Out, one cycle later; those of each pass in turn
+    bias_address : In; bias, gain : Out, a channel's, one cycle later (of `sum_domain`)
+    stairs_address : In; stairs : Out, the other parameters of a channel, in the same time
+    weight_address : In; weights : Out, one cycle later; those of each pass in turn
     """
 
     def __init__(self, geometry: Geometry) -> None:
@@ -71,8 +72,9 @@ class Loader(wiring.Component):
                 "error": Out(1),
                 "bias_address": In(range(2 * g.output_lanes)),
                 "bias": Out(signed(g.bias_bits)),
+                "gain": Out(GAIN_BITS),
                 "stairs_address": In(range(2 * g.output_lanes)),
-                "stairs": Out(g.param_bits - g.bias_bits),
+                "stairs": Out(struct(g.stairs_fields)),
                 "weight_address": In(range(g.weight_depth)),
                 "weights": Out(g.pass_weight_bits),
             }
@@ -86,12 +88,15 @@ class Loader(wiring.Component):
         # The first words only say what the rest is; they are checked and not kept.
         known = MAGIC | g.digest << 32
         expected = [known >> at & (1 << g.stream_bits) - 1 for at in range(0, 64, g.stream_bits)]
-        header = Signal((header_words - len(expected)) * g.stream_bits)
-        record = Signal((record_words - stride_words) * g.stream_bits)
+        intake_words = g.words(g.intake_fields)
+        header = Signal((header_words - intake_words - len(expected)) * g.stream_bits)
+        # Room for the record, and before the first layer's has come for what its place holds.
+        room = max(record_words - stride_words, g.intake_from + intake_words)
+        record = Signal(room * g.stream_bits)
+        intake = record[-intake_words * g.stream_bits :]
+        words = Cat(Const(0, len(expected) * g.stream_bits), header, intake)
         m.d.comb += [
-            self.header.as_value().eq(
-                Cat(Const(0, len(expected) * g.stream_bits), header)[: len(self.header.as_value())]
-            ),
+            self.header.as_value().eq(words[: len(self.header.as_value())]),
             self.record.as_value().eq(record[: len(self.record.as_value())]),
         ]
         word, taken = self.i.payload, Signal()
@@ -143,6 +148,7 @@ class Loader(wiring.Component):
                         with m.If(count == i):
                             m.d.sync += differs.eq(Cat(_differences(word, value)))
                     self._keep(m, header, count, word, len(expected))
+                    self._keep(m, intake, count, word, header_words - intake_words)
                     with m.If(count == header_words - 1):
                         m.d.sync += count.eq(0)
                         enter("counted")
@@ -207,7 +213,7 @@ class Loader(wiring.Component):
                 m.d.comb += [self.error.eq(1), self.known.eq(0)]
         return m
 
-    def _keep(self, m: Module, kept: Signal, count: Signal, word: Value, before: int = 0) -> None:
+    def _keep(self, m: Module, kept: Value, count: Signal, word: Value, before: int = 0) -> None:
         """Put a word in its place: bits that nobody reads then cost nothing."""
         for i in range(len(kept) // len(word)):
             with m.If(count == before + i):
@@ -222,7 +228,7 @@ class Loader(wiring.Component):
             shape=parts * g.stream_bits, depth=2 * size, init=[]
         )
         write = mem.write_port(granularity=g.stream_bits)
-        biases, stairs = mem.read_port(), mem.read_port()
+        biases, stairs = (mem.read_port(domain=sum_domain(g)) for _ in range(2))
         bank, index = Signal(), Signal(range(max(size, 2)))
         part = Signal(range(max(parts, 2)))
         complete = put & (part == parts - 1)
@@ -236,7 +242,8 @@ class Loader(wiring.Component):
             biases.addr.eq(self.bias_address),
             self.bias.eq(biases.data[: g.bias_bits].as_signed()),
             stairs.addr.eq(self.stairs_address),
-            self.stairs.eq(stairs.data[g.bias_bits : g.param_bits]),
+            self.gain.eq(biases.data[g.bias_bits : g.early_bits]),
+            self.stairs.as_value().eq(stairs.data[g.early_bits : g.param_bits]),
         ]
         with m.If(put):
             m.d.sync += part.eq(part + 1)

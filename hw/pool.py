@@ -71,17 +71,23 @@ class Pool(wiring.Component):
             m.d.sync += row.eq(Mux(last_row, 0, row + 1))
             with m.If(last_row):
                 m.d.sync += column.eq(Mux(last_column, 0, column + 1))
-        self._emit(m, full, self._sum(m, column, full))
+        whole = Signal()  # the sums are those of a window, in the cycle after its last word
+        m.d.sync += whole.eq(full)
+        self._emit(m, full, whole, self._sum(m, column, full))
         return m
 
     def _sum(self, m: Module, column: Signal, full: Signal) -> list[Value]:
         """Adds a memory word to the windows that hold its pixels; sums in the residuals' order.
 
-        They begin again with the word after the one that makes them ``full``.
+        They begin again with the word after the one that makes them ``full``: to begin takes a
+        LUT's input that an adder leaves free.
         """
         g = self._geometry
         lanes, width = g.pixel_lanes, g.residual_bits
         bits = width + (arith.POOL_KERNEL**2 - 1).bit_length()
+        begun = Signal()
+        with m.If(self._valid):
+            m.d.sync += begun.eq(~full)
         # Which pixels of the word a window holds: the same for all channels.
         masks = {(q, p): self._mask(m, column, q, p) for p in range(lanes) for q in range(lanes)}
         sums = []
@@ -93,13 +99,11 @@ class Pool(wiring.Component):
             alone = Signal(signed(width), name=f"alone{c}")
             m.d.comb += alone.eq(Mux(self.record.pad_left, pixels[-1], pixels[0]))
             for p in range(lanes):
-                total, added = (Signal(signed(bits), name=f"{n}{c}_{p}") for n in ("total", "sum"))
-                m.d.comb += added.eq(total + self._part(m, pixels, alone, masks, p, f"{c}_{p}"))
-                with m.If(full):
-                    m.d.sync += total.eq(0)
-                with m.Elif(self._valid):
-                    m.d.sync += total.eq(added)
-                sums.append(added)
+                total = Signal(signed(bits), name=f"total{c}_{p}")
+                part = self._part(m, pixels, alone, masks, p, f"{c}_{p}")
+                with m.If(self._valid):
+                    m.d.sync += total.eq(Mux(begun, total + part, part))
+                sums.append(total)
         return sums
 
     def _mask(self, m: Module, column: Signal, q: int, p: int) -> Signal:
@@ -127,7 +131,7 @@ class Pool(wiring.Component):
             m.d.comb += part.eq(sum(parts[1:], parts[0]))
         return part
 
-    def _emit(self, m: Module, full: Signal, sums: list[Value]) -> None:
+    def _emit(self, m: Module, full: Signal, whole: Signal, sums: list[Value]) -> None:
         g, r = self._geometry, self.record
         lanes, count = g.pixel_lanes, g.residual_lanes
         drain = [Signal(s.shape(), name=f"drain{i}") for i, s in enumerate(sums)]
@@ -135,9 +139,7 @@ class Pool(wiring.Component):
         short_row, first_column, row_end, tile_last = (Signal() for _ in range(4))
         m.d.comb += self.tile_step.eq(full)
         with m.If(full):
-            m.d.sync += [d.eq(s) for d, s in zip(drain, sums, strict=True)]
             m.d.sync += [
-                left.eq(count),
                 first_column.eq(self.tile.first_column),
                 row_end.eq(self.tile.row_end),
                 tile_last.eq(self.tile.row_end & self.tile.last_row),
@@ -145,6 +147,9 @@ class Pool(wiring.Component):
                     (r.short_top & self.tile.first_row) | (r.short_bottom & self.tile.last_row)
                 ),
             ]
+        with m.If(whole):
+            m.d.sync += [d.eq(s) for d, s in zip(drain, sums, strict=True)]
+            m.d.sync += left.eq(count)
         with m.Elif(left != 0):
             m.d.sync += [Cat(*drain).eq(Cat(*drain[1:])), left.eq(left - 1)]
         pixel = (0 - left)[: (lanes - 1).bit_length()] if lanes > 1 else 0

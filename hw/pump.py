@@ -15,6 +15,11 @@ def lane_domain(geometry: Geometry) -> str:
     return "sync" if geometry.pump == 1 else FAST
 
 
+def sum_domain(geometry: Geometry) -> str:
+    """Domain in which the lanes' sums are read, and become activations."""
+    return "sync" if geometry.slot_values == 1 else FAST
+
+
 def second_half(m: Module) -> Value:
     """High in the second half of a ``sync`` cycle; for logic of the domain ``fast``.
 

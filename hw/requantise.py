@@ -7,12 +7,20 @@ from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
 from compiler import arith
-from compiler.geometry import NO_CHANNEL, POOL_SHIFT, STEPS_PER_CYCLE, VALUE_CYCLES, Geometry
+from compiler.geometry import GAIN_BITS, NO_CHANNEL, POOL_SHIFT, Geometry
 from hw.layout import memory_read, memory_write, stride_put, struct
 from hw.pointer import Pointer
+from hw.pump import second_half, sum_domain
 
-STAIRS_CYCLES = 2
-"""From the address of a channel's bias to that of its staircase: the bias and the residual."""
+WHOLE_TICKS = frozenset({3, 6, *range(9, 27, 2)})
+"""Ticks that have a register where sums are taken at the engine's clock."""
+
+STAIRS_CYCLES = 3
+"""How much later than its bias a channel's staircase is addressed, and half a cycle, where a slot
+has two values."""
+
+LOW_BITS = 16
+"""Of a sum whose carry is known within half a cycle: the rest is added with it and without."""
 
 RESIDUAL_MEMBERS = {"strides", "pooled", "pooled_place", "residual_read", "residual_write"}
 """Those that there are only with `Geometry.residuals`."""
@@ -21,18 +29,19 @@ PLACES = ("word_first", "word_end", "word_last", "tile_end", "row_end", "tile_la
 
 
 def value_layout(geometry: Geometry) -> data.StructLayout:
-    """Where a value stands that travels through the requantiser.
+    """Where a slot stands that travels through the requantiser: `Geometry.slot_values` values.
 
-    pixel : pixel lane
-    fits : the pixel lies in the map (the last tile of a row may reach beyond it)
-    word_first, word_end : first / last value of a memory word of residuals
+    pixel : pixel lane of its first value
+    fits : a bit for each pixel of it, which lies in the map (the last tile of a row may reach
+        beyond it)
+    word_first, word_end : it begins / ends a memory word of residuals
     word_last : it is in the tile's last memory word of residuals
-    tile_end : last channel of the tile
+    tile_end : last channels of the tile
     divide : not valid yet: its addend goes to the divider first
     row_end, tile_last : last tile of a row / of the group
     """
     return data.StructLayout(
-        {"valid": 1, "pixel": range(max(geometry.pixel_lanes, 2)), "fits": 1}
+        {"valid": 1, "pixel": range(max(geometry.pixel_lanes, 2)), "fits": geometry.slot_pixels}
         | {"divide": int(geometry.addend_division)}
         | dict.fromkeys(PLACES, 1)
     )
@@ -98,18 +107,23 @@ class TileCounter(wiring.Component):
 
 
 class Requantiser(wiring.Component):
-    """Takes a tile's accumulators value by value: output lane by output lane, pixel by pixel.
+    """Takes a tile's accumulators slot by slot: output lane by output lane, pixel by pixel.
 
     Each value passes: bias and shift (`arith.shift`), residual addition (`arith.add_residual`),
-    and the restoring division of its staircase (`arith.restoring_division`), one value a cycle,
-    two cycles and one for each two bits of activation. A tile takes `Geometry.tile_cycles`.
+    and the division of its staircase (`arith.restoring_division`), a slot of `Geometry.slot_values`
+    values a cycle, in the domain `hw.pump.sum_domain`. A tile takes `Geometry.tile_cycles`.
+
+    What says where a value belongs, what is read for it and what is written stays in ``sync``, a
+    slot at a time. A slot's two values follow one another at the data's registers, the first in a
+    cycle's first half wherever ``sync`` meets them.
 
     Its memory accesses must not be held up by anything, so `gate` lets a tile of the residual
     stream start only where none of them (`Geometry.accesses`) meets one of the tile before.
 
     While the image is taken in (`input_mode`), and in the last layer, one value at a time goes to a
     serial divider instead, and the next waits for `quotient_done`. Where addends are divided each
-    goes there first, and comes back as the quotient, less its zero, to be added and written.
+    goes there first, and comes back as the quotient, less its zero, to be added and written. Such a
+    value, and a pooled one, fills its slot twice.
 
     Members
     -------
@@ -118,12 +132,14 @@ class Requantiser(wiring.Component):
     layer_start : In(1), strobe
     start : In(1), a tile's last step is issued (see `hw.window.WindowBuffer`)
     gate : Out(1), a tile's last step may be issued
-    sum_address : Out, of a sum of the tile (`hw.lanes.Lanes`); sum : In, one cycle later
+    sum_address : Out, of a sum of the tile (`hw.lanes.Lanes`); sum : In, one cycle of
+        `hw.pump.sum_domain` later
     tile : In(`TILE`), of the tile being taken; tile_step : Out(1), it is done
     byte_valid, byte : In, one pixel of one channel; byte_ready : Out, it has been taken
     pooled : In, a pooling window's sum times 36/count; pooled_place : In(`value_layout`). This and
         all else of `RESIDUAL_MEMBERS` only with `Geometry.residuals`
-    bias_address, stairs_address : Out; bias, stairs : In, one cycle later (`hw.loader.Loader`)
+    bias_address, stairs_address : Out; bias and gain, stairs : In, in the same time
+        (`hw.loader.Loader`)
     input_done : In(1), strobe: the parameters of the input, or of a layer that does not come here,
         are not needed any more
     residual_read, residual_write, activation_write : memory ports
@@ -136,6 +152,7 @@ class Requantiser(wiring.Component):
     def __init__(self, geometry: Geometry, primitive: str = "inferred") -> None:
         self._geometry = g = geometry
         self._primitive = primitive
+        self._domain = sum_domain(g)
         self._lead = g.lane_cycles - 2  # a sum is addressed two cycles after its tile has begun
         pooled, residual = (pooled_bits(g), g.residual_bits) if g.residuals else (0, 0)
         self.value_bits = max(g.accumulator_bits, g.bias_bits, g.pixel_bits, pooled) + 1
@@ -161,8 +178,9 @@ class Requantiser(wiring.Component):
             "pooled_place": In(value_layout(g)),
             "bias_address": Out(range(2 * g.output_lanes)),
             "bias": In(signed(g.bias_bits)),
+            "gain": In(GAIN_BITS),
             "stairs_address": Out(range(2 * g.output_lanes)),
-            "stairs": In(g.param_bits - g.bias_bits),
+            "stairs": In(struct(g.stairs_fields)),
             "input_done": In(1),
             "residual_read": Out(memory_read(g)),
             "residual_write": Out(memory_write(g)),
@@ -181,29 +199,35 @@ class Requantiser(wiring.Component):
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
-        g = self._geometry
+        g, r = self._geometry, self.record
         self._asking: list[Value] = []  # of the memory's ports, each in the cycle before
-        self._divides = self.record.divide if g.addend_division else Const(0, 1)
+        self._divides = r.divide if g.addend_division else Const(0, 1)
+        # A value fills its slot; there is no such slot where a slot is one value.
+        self._single = (r.pool if g.residuals else Const(0, 1)) | self._divides
+        self._second = Const(0, 1)
+        if g.slot_values > 1:  # the same as `second_half`, from a flip-flop
+            self._second = Signal(name="second")
+            m.d[self._domain] += self._second.eq(~second_half(m))
         begin = self._pace(m)
         first = self._sequence(m, begin)
-        middle = self._delay(m, first, 2, "middle")
-        place = self._delay(m, middle, 1, "place")
-        param = self._stairs(m)
-        moved = self._move(m, middle)
+        added = middle = self._delay(m, first, 3, "middle")  # whose residual is added
         if g.residuals:
-            x, at_x = self._add(m, first, moved, place)
-            self._write_residuals(m, x, at_x, param)
-        else:
-            x, at_x = self._pass(m, moved, place)
-        q, at_q, useful = self._divide(m, x, at_x, param)
-        self._write_activations(m, q, at_q, useful)
-        m.d.comb += self.soon.eq(Cat(self._asking).any())
-        sequence_done = self._sequence_done
-        with m.If(self.record.last):
-            m.d.comb += self.group_done.eq(sequence_done & self._tile_last & ~self.input_mode)
-        with m.Else():
-            last = at_q.tile_end & at_q.tile_last & (at_q.pixel == g.pixel_lanes - 1)
-            m.d.comb += self.group_done.eq(at_q.valid & last)
+            # A pooled value is in the register that sums of the lanes are in then.
+            pooled = self._delay(m, self.pooled_place, 1, "pooled")
+            added = Signal(middle.shape())
+            m.d.comb += added.eq(Mux(r.pool, pooled.as_value(), middle.as_value()))
+        x, large, gain = self._value(m, first, added)
+        at_x = self._delay(m, added, g.value_cycles - 3, "at_x")
+        turned, kept = self._turn(m, x, large, gain, added)
+        if g.residuals:
+            self._write_residuals(m, kept, at_x)
+        q = self._divide(m, turned, gain, middle)
+        written = self._write_activations(m, q, at_x)
+        scored = self._sequence_done & self._tile_last & ~self.input_mode
+        m.d.comb += [
+            self.soon.eq(Cat(self._asking).any()),
+            self.group_done.eq(Mux(r.last, scored, written)),
+        ]
         return m
 
     def _delay(self, m: Module, value: data.View, cycles: int, name: str) -> data.View:
@@ -213,16 +237,35 @@ class Requantiser(wiring.Component):
             value = later
         return value
 
+    def _tick(
+        self, m: Module, number: int, value: Value, name: str, clear: Value | None = None
+    ) -> Signal:
+        """A value at tick ``number``, counted from its sum's address.
+
+        Where a slot has two values ticks are those of the lanes' clock, and each has a register.
+        Else they are half cycles; those of `WHOLE_TICKS` have one, and what others would hold is
+        logic in between.
+        """
+        later = Signal(value.shape(), name=f"{name}_t{number}", reset_less=True)
+        if self._geometry.slot_values == 1 and number not in WHOLE_TICKS:
+            m.d.comb += later.eq(value if clear is None else Mux(clear, 0, value))
+            return later
+        m.d[self._domain] += later.eq(value)
+        if clear is not None:
+            with m.If(clear):
+                m.d[self._domain] += later.eq(0)
+        return later
+
     def _pace(self, m: Module) -> Signal:
         """When tiles may end, and when their sequence begins; returns the latter."""
         g = self._geometry
         self._sequence_done = Signal()
         clear = self._book(m) | ~self.record.residual if g.residuals else Const(1, 1)
-        cooldown = Signal(range(g.tile_cycles))
+        cooldown = Signal(range(g.tiles_apart))
         scoring = Signal()
         slow = self.record.last | self._divides
         with m.If(self.start):
-            m.d.sync += [cooldown.eq(g.tile_cycles - 1), scoring.eq(slow)]
+            m.d.sync += [cooldown.eq(g.tiles_apart - 1), scoring.eq(slow)]
         with m.Elif(cooldown != 0):
             m.d.sync += cooldown.eq(cooldown - 1)
         with m.If(self._sequence_done):
@@ -247,39 +290,42 @@ class Requantiser(wiring.Component):
         return (booked >> 1) & pattern == 0
 
     def _sequence(self, m: Module, begin: Signal) -> data.View:
-        """Walks the output lanes of a tile; returns the place of this cycle's value."""
+        """Walks the slots of a tile; returns the place of this cycle's."""
         g, r = self._geometry, self.record
-        lanes, cycles = g.pixel_lanes, g.channel_cycles
+        lanes, cycles, together = g.pixel_lanes, g.channel_cycles, g.slot_channels
         running, bank = Signal(), Signal()
         given, waiting = Signal(), Signal()  # slow: the value is given; its quotient is not there
         returned = Signal()  # dividing: the quotient has come and is given
-        channel, slot = Signal(range(max(g.output_lanes, 2))), Signal(range(max(cycles, 2)))
+        channel, part = Signal(range(max(g.output_lanes, 2))), Signal(range(max(cycles, 2)))
         image_channel = Signal(3)
         slow = Signal()  # the record, and the mode, have long stood when a value comes
         m.d.sync += slow.eq(self.input_mode | r.last | self._divides)
         held = self._divides & ~returned
-        final_slot, last_channel = Signal(), Signal()  # the latter compared as it comes
+        final_part, last_channel = Signal(), Signal()  # the latter compared as it comes
         self._tile_last = tile_last = self.tile.row_end & self.tile.last_row
         done = self._sequence_done
         m.d.comb += [
             self.tile_step.eq(done & ~self.input_mode),
-            final_slot.eq((slot == cycles - 1) & ~held & (~slow | (given & ~waiting))),
-            done.eq(running & final_slot & (last_channel | self.input_mode)),
+            final_part.eq((part == cycles - 1) & ~held & (~slow | (given & ~waiting))),
+            done.eq(running & final_part & (last_channel | self.input_mode)),
             self.byte_ready.eq(self.input_mode & done),
         ]
+        slot_bits = (g.slot_cycles - 1).bit_length()
+        pixel = Cat(Const(0, (g.slot_pixels - 1).bit_length()), part[slot_bits:])
+        pixel = pixel[: (lanes - 1).bit_length()]
         index = Mux(self.input_mode, image_channel, channel)[: (g.output_lanes - 1).bit_length()]
-        pixel = Signal((lanes - 1).bit_length())
-        m.d.sync += [self.bias_address.eq(Cat(index, bank)), pixel.eq(slot)]
-        m.d.comb += self.sum_address.eq(Cat(pixel, self.bias_address[: len(index)]))
+        self._address(m, index, pixel, bank, slow)
         with m.If(running):
-            with m.If((slot != cycles - 1) & ~held):
-                m.d.sync += slot.eq(slot + 1)
+            with m.If((part != cycles - 1) & ~held):
+                m.d.sync += part.eq(part + 1)
             with m.If(slow):
-                m.d.sync += [given.eq(~final_slot), waiting.eq(waiting | ~given)]
-                m.d.sync += returned.eq(given & ~waiting & ~final_slot)
-            with m.If(final_slot):
-                m.d.sync += [slot.eq(0), channel.eq(channel + 1)]
-                m.d.sync += last_channel.eq(channel == g.output_lanes - 2)
+                m.d.sync += [given.eq(~final_part), waiting.eq(waiting | ~given)]
+                m.d.sync += returned.eq(given & ~waiting & ~final_part)
+            with m.If(final_part):
+                m.d.sync += [part.eq(0), channel.eq(channel + Mux(slow, 1, together))]
+                m.d.sync += last_channel.eq(
+                    channel == Mux(slow, g.output_lanes - 2, g.output_lanes - 2 * together)
+                )
             with m.If(done):
                 m.d.sync += running.eq(0)
                 with m.If(self.input_mode):
@@ -288,8 +334,8 @@ class Requantiser(wiring.Component):
         with m.If(self.quotient_done):
             m.d.sync += waiting.eq(0)
         with m.If(begin | (self.input_mode & self.byte_valid & ~running)):
-            m.d.sync += [running.eq(1), slot.eq(0), channel.eq(0)]
-            m.d.sync += last_channel.eq(g.output_lanes == 1)
+            m.d.sync += [running.eq(1), part.eq(0), channel.eq(0)]
+            m.d.sync += last_channel.eq(g.output_lanes == Mux(slow, 1, together))
         with m.If(self.input_done | (done & tile_last & ~self.input_mode)):
             m.d.sync += bank.eq(~bank)
 
@@ -297,19 +343,25 @@ class Requantiser(wiring.Component):
         if g.addend_division:
             m.d.comb += place.divide.eq(running & r.divide & ~given)
         in_word = channel & (g.residual_channels - 1)
+        ends_word = g.residual_channels - Mux(self._divides, 1, min(together, g.residual_channels))
         m.d.comb += [
             place.valid.eq(
                 running
                 & Mux(
                     slow,
                     Mux(self._divides, given & ~waiting & ~returned, ~given),
-                    slot < lanes,
+                    part[:slot_bits] == 0,
                 )
             ),
-            place.pixel.eq(slot),
-            place.fits.eq(~self.tile.row_end | (slot <= r.tail_less) if lanes > 1 else 1),
-            place.word_first.eq((in_word == 0) & (slot == 0)),
-            place.word_end.eq((in_word == g.residual_channels - 1) & (slot == lanes - 1)),
+            place.pixel.eq(pixel),
+            place.fits.eq(
+                Cat(
+                    ~self.tile.row_end | (pixel + i <= r.tail_less) if lanes > 1 else 1
+                    for i in range(g.slot_pixels)
+                )
+            ),
+            place.word_first.eq((in_word == 0) & (part == 0)),
+            place.word_end.eq((in_word == ends_word) & (pixel == lanes - g.slot_pixels)),
             place.word_last.eq(channel >= g.output_lanes - g.residual_channels),
             place.tile_end.eq(last_channel),
             place.row_end.eq(self.tile.row_end),
@@ -317,58 +369,92 @@ class Requantiser(wiring.Component):
         ]
         return place
 
-    def _stairs(self, m: Module) -> Signal:
-        """A channel's staircase, when its value is there; its bias came before."""
+    def _address(self, m: Module, index: Value, pixel: Value, bank: Signal, slow: Signal) -> None:
+        """Of a value's sum and bias, and some ticks later of its staircase."""
         g = self._geometry
-        address = self.bias_address
-        for i in range(STAIRS_CYCLES - 1):
-            later = Signal.like(address, name=f"address_q{i + 1}")
-            m.d.sync += later.eq(address)
-            address = later
-        m.d.sync += self.stairs_address.eq(address)
-        param = Signal(struct(g.param_fields))
-        m.d.comb += param.as_value().eq(Cat(Const(0, g.bias_bits), self.stairs))
-        return param
+        # Of the slot, in the cycle before.
+        channel, of_pixel, in_bank = Signal(len(index)), Signal(len(pixel)), Signal()
+        m.d.sync += [channel.eq(index), of_pixel.eq(Mux(slow, 0, pixel)), in_bank.eq(bank)]
+        at = Cat(channel, in_bank)
+        if g.slot_values == 1:
+            stairs = Signal.like(at, name="stairs_channel")
+            m.d.sync += [stairs.eq(at), self.stairs_address.eq(stairs)]
+            m.d.comb += [self.bias_address.eq(at), self.sum_address.eq(Cat(of_pixel, channel))]
+            return
+        # The slot's values in turn; but slow ones all the time the one that stands there.
+        later, of_values = at, Signal(at.shape(), name="stairs_channel", reset_less=True)
+        for i in range(STAIRS_CYCLES):
+            before, later = later, Signal(at.shape(), name=f"channel_q{i + 1}")
+            m.d.sync += later.eq(before)
+        with m.If(~self._second):  # half a cycle behind, where the first value is known then
+            m.d[self._domain] += of_values.eq(later)
+        if g.slot_pixels > 1:
+            in_turn = Mux(slow, 0, self._second)
+            m.d.comb += [
+                self.bias_address.eq(at),
+                self.sum_address.eq(Cat(in_turn, of_pixel[1:], channel)),
+                self.stairs_address.eq(of_values),
+            ]
+        else:
+            in_turn = Mux(slow, channel[0], self._second)
+            m.d.comb += [
+                self.bias_address.eq(Cat(in_turn, at[1:])),
+                self.sum_address.eq(Cat(in_turn, channel[1:])),
+                self.stairs_address.eq(Cat(Mux(slow, channel[0], ~self._second), of_values[1:])),
+            ]
 
-    def _move(self, m: Module, place: data.View) -> Signal:
-        """Bias and shift of a value: a sum of the lanes, a pooled one, or a pixel."""
+    def _value(self, m: Module, first: data.View, added: data.View) -> tuple[Signal, Value, Signal]:
+        """Bias and shift of a sum of the lanes, a pooled one or a pixel, and the residual's
+        addition, which does not saturate yet; whether it was too large for any residual to bring it
+        back; and the gain. All are there at tick 6."""
         g, r = self._geometry, self.record
-        total = Signal(signed(self.value_bits + 1), reset_less=True)
-        pixel = self.byte << g.input_shift
-        value, offset = Mux(self.input_mode, pixel, self.sum), self.bias
-        if not g.residuals:  # nothing is shifted
-            m.d.sync += total.eq(value + offset)
-            return total
-        value, offset = Mux(r.pool, self.pooled, value), Mux(r.pool, r.pad, offset)
+        gain: Value = self.gain
+        for tick in range(2, 7):
+            gain = self._tick(m, tick, gain, "gain")
+        value, offset = Mux(self.input_mode, self.byte << g.input_shift, self.sum), self.bias
+        if g.residuals:
+            value, offset = Mux(r.pool, self.pooled, value), Mux(r.pool, r.pad, offset)
         if g.addend_division:
-            divided = r.divide & place.valid
+            back = self._delay(m, first, 2, "back")
+            divided = r.divide & back.valid
             value = Mux(divided, self.quotient - r.quotient_zero, value)
             offset = Mux(divided, 0, offset)
-        m.d.sync += total.eq(value + offset)
-        aligned = Signal(signed(self.value_bits + 1))
-        m.d.comb += aligned.eq(Mux(r.pool, total >> POOL_SHIFT, total))
-        moved = Signal(signed(max(self.value_bits, g.accumulator_bits + 1 + g.max_left_shift)))
+        value = self._tick(m, 2, value, "value")
+        offset = self._tick(m, 2, offset, "offset")
+        total = Signal(signed(self.value_bits))
+        m.d.comb += total.eq(value + offset)
+        total = self._tick(m, 3, total, "total")
+        if not g.residuals:  # nothing is shifted or added
+            for tick in range(4, 7):
+                total = self._tick(m, tick, total, "total")
+            return total, Const(0, 1), gain
+        aligned = Signal(signed(self.value_bits))
         down = Signal.like(r.down)
         m.d.sync += down.eq(Mux(self.input_mode, g.max_left_shift, r.down))
-        m.d.comb += moved.eq((aligned << g.max_left_shift) >> down)
-        return moved
+        m.d.comb += aligned.eq(Mux(r.pool, total >> POOL_SHIFT, total))
+        # Right shifts in two ticks, the widest first.
+        width = signed(max(self.value_bits, g.accumulator_bits + 1 + g.max_left_shift))
+        high, wide = len(down) - 1, aligned << g.max_left_shift
+        coarse, moved = Signal(wide.shape()), Signal(width)
+        m.d.comb += coarse.eq(Mux(down[high], wide >> (1 << high), wide))
+        coarse = self._tick(m, 4, coarse, "coarse")
+        m.d.comb += moved.eq(coarse >> down[:high])
+        moved = self._tick(m, 5, moved, "moved")
+        residual = self._residual(m, first, added)
+        summed = Signal(signed(len(moved) + 1))
+        m.d.comb += summed.eq(moved + residual)
+        # Four times what a residual can be: none brings it back. In two parts, for to compare all
+        # bits takes longer than a tick.
+        above = moved[g.residual_bits + 1 :]
+        half = len(above) // 2
+        parts = [part != moved[-1].replicate(len(part)) for part in (above[:half], above[half:])]
+        large = self._tick(m, 6, Cat(parts), "large")
+        return self._tick(m, 6, summed, "summed"), large, gain
 
-    def _pass(self, m: Module, moved: Signal, place: data.View) -> tuple:
-        """Instead of `_add`, where there is no stream: in the same time."""
-        x, at_x = Signal(signed(self.x_bits), reset_less=True), Signal(place.shape())
-        m.d.sync += [x.eq(moved), at_x.eq(place)]
-        return x, at_x
-
-    def _add(self, m: Module, first: data.View, moved: Signal, place: data.View) -> tuple:
-        """Residual addition, saturating. ``first`` is the place three cycles before.
-
-        The memory is asked for from a register.
-        """
+    def _residual(self, m: Module, first: data.View, added: data.View) -> Value:
+        """The residual that is added to a value, at tick 5. The memory is asked from a register."""
         g, r = self._geometry, self.record
         width = g.residual_bits
-        at = Signal(place.shape())
-        pooled = self._delay(m, self.pooled_place, 1, "pooled")  # its sum is in `_move`'s register
-        m.d.comb += at.eq(Mux(r.pool, pooled.as_value(), place.as_value()))
         group = Signal.like(r.residual_groups)
         with m.If(self.layer_start):
             m.d.sync += group.eq(0)
@@ -378,10 +464,10 @@ class Requantiser(wiring.Component):
         m.d.sync += reading.eq(group < r.residual_groups)
         m.submodules.read_pointer = pointer = self._pointer(m, first)
         event, loading, loads_zero = Signal(), Signal(), Signal()
-        added = Const(1, 1)  # what is read is added now: a value that is divided comes here twice
+        takes = Const(1, 1)  # what is read is added now: a value that is divided comes here twice
         wanted = first.valid
         if g.addend_division:
-            added = ~at.divide ^ (r.divide & r.divide_sum)
+            takes = ~added.divide ^ (r.divide & r.divide_sum)
             wanted = Mux(r.divide & r.divide_sum, first.divide, first.valid)
         m.d.comb += [
             pointer.step.eq(event),
@@ -392,104 +478,173 @@ class Requantiser(wiring.Component):
         m.d.sync += [event.eq(coming), self.residual_read.valid.eq(coming & reading)]
         m.d.sync += [loading.eq(event), loads_zero.eq(~reading | self.input_mode)]
         stream = Signal(g.residual_lanes * width)
+        onward = stream >> width * g.slot_values
+        if g.addend_division and g.slot_values > 1:
+            onward = Mux(r.divide, stream >> width, onward)
         with m.If(loading):
             m.d.sync += stream.eq(Mux(loads_zero, 0, self.residual_read.data))
-        with m.Elif(at.valid):
-            m.d.sync += stream.eq(stream >> width)
+        with m.Elif(added.valid):
+            m.d.sync += stream.eq(onward)
         # Zeros follow the words that are read, so where none are read zeros are added.
-        total = Signal(signed(len(moved) + 1))
-        m.d.comb += total.eq(moved + (stream[:width] & added.replicate(width)).as_signed())
-        summed, at_x = Signal(total.shape(), reset_less=True), Signal(at.shape())
-        m.d.sync += [summed.eq(total), at_x.eq(at)]
-        low, high = -(1 << (width - 1)), (1 << (width - 1)) - 1
-        sign, over = summed[-1], Signal()
-        outside = summed[width - 1 :] != sign.replicate(len(summed) - width + 1)
-        dividing = at_x.divide if g.addend_division else Const(0, 1)
-        x = Signal(signed(self.x_bits))
-        m.d.comb += [
-            over.eq(r.residual & outside & ~dividing),
-            x.eq(Mux(over, Mux(sign, low, high), summed)),
-        ]
-        return x, at_x
+        values = [stream.word_select(i, width) for i in range(g.slot_values)]
+        value = values[0]
+        if g.slot_values > 1:
+            value = Mux(self._second & ~self._divides, values[1], values[0])
+        return self._tick(m, 5, (value & takes.replicate(width)).as_signed(), "residual")
 
-    def _divide(self, m: Module, x: Signal, at: data.View, param: data.View) -> tuple:
-        """The staircase: 2**F * (gain * x) + start, then the comparisons.
+    def _turn(
+        self, m: Module, x: Signal, large: Value, gain: Value, added: data.View
+    ) -> tuple[Signal, Signal | None]:
+        """Saturation, where the value is a residual; at tick 8, times the gain, and as it is kept.
 
-        The divisor is held as its complement: a carry chain that subtracts takes that, and the
-        registers in front of it make it for nothing, where a complement behind them is a LUT a bit.
+        The gain turns it by one's complement: `start` makes up for it (`compiler.schedule`).
+        """
+        g, r = self._geometry, self.record
+        # Turned before it is known whether it overflows, and with it the sign that decides.
+        turn = gain[1]
+        x7 = self._tick(m, 7, x[: self.x_bits] ^ turn.replicate(self.x_bits), "x")
+        gain7 = self._tick(m, 7, gain, "gain")
+        value: Value = x7
+        kept = None
+        if g.residuals:
+            width = g.residual_bits
+            outside, over = Signal(), Signal()
+            dividing = Const(0, 1)
+            if g.addend_division:
+                dividing = self._delay(m, added, 1, "adding").divide
+            near = x[width - 1 : width + 3]  # its sign with them, if it is not large
+            m.d.comb += [
+                outside.eq(large.any() | (near != near[-1].replicate(len(near)))),
+                over.eq(r.residual & outside & ~dividing),
+            ]
+            over = self._tick(m, 7, over, "over")
+            sign = self._tick(m, 7, x[-1] ^ turn, "sign")
+            low = Mux(over, (~sign).replicate(width - 1), x7[: width - 1])
+            high = Mux(over, sign.replicate(self.x_bits - width + 1), x7[width - 1 :])
+            value = Cat(low, high)
+            nobody = (gain7 == NO_CHANNEL) & ~r.pool
+            straight = value[:width] ^ gain7[1].replicate(width)
+            kept = self._tick(m, 8, straight, "kept", clear=nobody)
+        alive = gain7[0] ^ gain7[1]
+        return self._tick(m, 8, value.as_signed(), "turned", clear=~alive), kept
 
-        Returns the activation, its place, and whether the layer has a use for it. That, and whether
-        it completes a word, is known a cycle early, for the memory's port waits for it.
+    def _divide(self, m: Module, turned: Signal, gain: Value, middle: data.View) -> Signal:
+        """The staircase: 2**F * turned + start, then the comparisons; answers a slot's activations.
+
+        Non-restoring: a remainder is kept below 0, complemented where it is not, so that each step
+        adds the divisor, and a step's bit is whether the remainder has changed its side.
         """
         g = self._geometry
         b = g.activation_bits
-        turned = Signal(signed(self.x_bits))
-        alive = param.gain[0] ^ param.gain[1]
-        m.d.comb += turned.eq((x ^ param.gain[1].replicate(len(x))) & alive.replicate(len(x)))
-        y, less_d = Signal(signed(self.dividend_bits)), Signal(g.divisor_bits)
-        place, q = Signal(at.shape()), Signal(b)
-        keep = Signal()
-        m.d.sync += [
-            y.eq((turned << g.fraction_bits) + param.start),
-            less_d.eq(~param.divisor),
-            keep.eq(param.gain != NO_CHANNEL),
-            place.eq(at),
-        ]
+        y, d = Signal(signed(self.dividend_bits)), self.stairs.divisor
+        m.d.comb += y.eq((turned << g.fraction_bits) + self.stairs.start)
+        below = self._tick(m, 9, ~y, "below")
+        d = self._tick(m, 9, d, "divisor")
+        # Of a slot that is filled twice this is the first value, in its cycle's second half.
+        place = self._delay(m, middle, 2, "asking")
         starts = place.valid & (self.input_mode | self.record.last) & (place.pixel == 0)
         if g.addend_division:
             starts |= place.divide
         m.d.comb += [
-            self.dividend.eq(y),
-            self.divisor.eq(~less_d),
-            self.keep.eq(keep),
+            self.dividend.eq(~below),
+            self.divisor.eq(d),
+            self.keep.eq(gain != NO_CHANNEL),  # of the value that has stood there for a while
             self.quotient_start.eq(starts),
         ]
-        # Activations need no more of the dividend than the reach of their own offsets.
-        y = y[: self.quotient_bits].as_signed()
+        # Activations need no more of the dividend than the reach of their own offsets, and that of
+        # the first step.
+        near = min(max(self.quotient_bits, g.divisor_bits + b), len(below))
+        rest: Value = Signal(signed(near + 1))
+        m.d.comb += rest.eq(below[:near].as_signed())
+        above: Value = Const(1, 1)
+        q: Value = Const(0, 0)
         for j in range(b - 1, -1, -1):
-            rest, bit = (
-                Signal(signed(max(self.quotient_bits, len(less_d) + j + 1) + 1), name=f"rest{j}"),
-                Signal(name=f"bit{j}"),
-            )
-            m.d.comb += [rest.eq(y - (~less_d << j)), bit.eq(~rest[-1])]
-            after = Signal(signed(self.quotient_bits), name=f"after{j}")
-            m.d.comb += after.eq(Mux(bit, rest, y))
-            y, q = after, Cat(bit, q)[:b]
-            if (b - j) % STEPS_PER_CYCLE == 0 or j == 0:
-                registers = []
-                for value, name in ((y, "y"), (less_d, "less_d"), (q, "q")):
-                    registers.append(Signal.like(value, name=f"{name}{j}", reset_less=True))
-                    m.d.sync += registers[-1].eq(value)
-                y, less_d, q = registers
-                following = Signal(at.shape(), name=f"place{j}")
-                m.d.sync += following.eq(place)
-                before, place = place, following
-        for i in range(g.activation_cycles - g.division_cycles - VALUE_CYCLES):
-            later, following = Signal.like(q, name=f"q_held{i}"), Signal(at.shape())
-            following.as_value().name = f"place_held{i}"
-            m.d.sync += [later.eq(q), following.eq(place)]
-            q, before, place = later, place, following
-        useful, done = Signal(), Signal()
-        coming = before.valid & self.record.requantise & ~self.input_mode
-        ends = coming & before.tile_end & before.fits
-        m.d.sync += [useful.eq(coming), done.eq(ends)]
-        m.d.comb += self.activation_write.valid.eq(done)
-        self._asking.append(ends)
-        return q, place, useful
+            tick = 10 + 2 * (b - 1 - j)
+            far: Value = Const(0, 1)
+            if j == b - 2:
+                rest, far = self._near(m, tick, rest)
+            turns, whole = self._step(m, tick, rest, d << j, far)
+            d = self._tick(m, tick, d, "divisor")
+            if j < b - 1:
+                q = self._tick(m, tick, q, "q")
+                above = q[0]
+            rest = self._tick(m, tick + 1, whole, "rest", clear=far)
+            rest = Cat(rest, Const(1, 1)).as_signed()  # known behind the first step
+            d = self._tick(m, tick + 1, d, "divisor")
+            q = self._tick(m, tick + 1, Cat(turns ^ above, q), "q")
+        return q
 
-    def _write_residuals(self, m: Module, x: Signal, at: data.View, param: data.View) -> None:
+    def _near(self, m: Module, tick: int, rest: Value) -> tuple[Value, Value]:
+        """A remainder behind the first step without the bits that none has which later steps could
+        turn, and at ``tick`` whether it is so far below that it needs them: such a one is set to
+        the lowest that the others can say, and stays below 0 in all steps."""
+        g = self._geometry
+        bits = g.divisor_bits + g.activation_bits - 1
+        if bits >= len(rest) - 1:
+            return rest, Const(0, 1)
+        far = self._tick(m, tick, ~rest[bits:-1].all(), "far")
+        return Cat(rest[:bits], rest[-1]).as_signed(), far
+
+    def _step(
+        self, m: Module, tick: int, rest: Value, divisor: Value, far: Value
+    ) -> tuple[Value, Value]:
+        """Behind ``tick``: whether ``rest + divisor`` is to be complemented, and what it becomes
+        then, without its sign.
+
+        With a tick for the addition and one for the complement neither is longer than half a cycle:
+        of the sum's upper part both are made, that without a carry and that with one.
+        """
+        if self._geometry.slot_values == 1:
+            total = Signal(signed(len(rest)), name=f"total_t{tick}")
+            m.d.comb += total.eq(rest + divisor)
+            turns, whole = ~total[-1] & ~far, total[:-1]
+            return turns, whole ^ turns.replicate(len(whole))
+        # The lower part has a bit of the upper, which tells its carry: a carry itself would leave
+        # the chain by a LUT, and reach a flip-flop somewhere else.
+        low = (rest[: LOW_BITS + 1] + divisor[: LOW_BITS + 1])[: LOW_BITS + 1]
+        low = self._tick(m, tick, low, "low")
+        base, added = rest[LOW_BITS:], divisor[LOW_BITS:]
+        # 1 + 1 below the lowest bit: a carry in, where a third operand would be an adder.
+        one = Const(1, 1)
+        carried = (Cat(one, base) + Cat(one, added))[1 : len(base) + 1]
+        without = self._tick(m, tick, (base + added)[: len(base)], "without")
+        carried = self._tick(m, tick, carried, "carried")
+        carry = low[LOW_BITS] ^ without[0]
+        turns, upper = Signal(name=f"turns_t{tick}"), Mux(carry, carried[1:], without[1:])
+        m.d.comb += turns.eq(~upper[-1] & ~far)
+        whole = Cat(low, upper[:-1])
+        return turns, whole ^ turns.replicate(len(whole))
+
+    def _pair(self, m: Module, value: Signal, name: str) -> list[Value]:
+        """A slot's values, side by side in its cycle's second half."""
+        if self._geometry.slot_values == 1:
+            return [value]
+        before = Signal.like(value, name=f"{name}_before", reset_less=True)
+        m.d[self._domain] += before.eq(value)
+        return [before, value]
+
+    def _write_residuals(self, m: Module, kept: Signal, at: data.View) -> None:
         g, r = self._geometry, self.record
         port, width = self.residual_write, g.residual_bits
         packed, full = Signal(g.residual_lanes * width), Signal()
-        kept = Signal(width)
-        m.d.comb += kept.eq(Mux(at.fits & ((param.gain != NO_CHANNEL) | r.pool), x[:width], 0))
-        for i in range(g.residual_cycles - VALUE_CYCLES):
-            later = Signal.like(kept, name=f"kept_held{i}", reset_less=True)
-            m.d.sync += later.eq(kept)
-            kept, at = later, self._delay(m, at, 1, f"written{i}")
+        pair = self._pair(m, kept, "kept")
+        fits = [at.fits[min(i, g.slot_pixels - 1)] for i in range(g.slot_values)]
+        slot: Value = Cat(v & fit.replicate(width) for v, fit in zip(pair, fits, strict=True))
+        if g.slot_values > 1:
+            single = pair[-1] & at.fits[0].replicate(width)
+            slot = Cat(slot, single)
+        for i in range(g.residual_cycles - g.value_cycles):
+            later = Signal(len(slot), name=f"kept_held{i}", reset_less=True)
+            m.d.sync += later.eq(slot)
+            slot, at = later, self._delay(m, at, 1, f"written{i}")
         m.submodules.write_pointer = pointer = self._pointer(m, at)
         with m.If(at.valid):
-            m.d.sync += packed.eq(Cat(packed[width:], kept))
+            m.d.sync += packed.eq(
+                Cat(packed, slot[: g.slot_values * width])[g.slot_values * width :]
+            )
+            if g.slot_values > 1:
+                with m.If(self._single):
+                    m.d.sync += packed.eq(Cat(packed, slot[-width:])[width:])
         filled = at.valid & at.word_end & r.residual & ~self.input_mode
         m.d.sync += full.eq(filled)
         self._asking.append(filled)
@@ -516,38 +671,75 @@ class Requantiser(wiring.Component):
         ]
         return pointer
 
-    def _write_activations(self, m: Module, q: Signal, at: data.View, useful: Signal) -> None:
-        """Collects a pixel's activations; with the last output lane they go into their word."""
+    def _write_activations(self, m: Module, q: Signal, at_x: data.View) -> Value:
+        """Collects a word of activations for each pixel; with the last output lanes they are
+        written, one pixel after the other. Returns whether a group's last ones are."""
         g, r = self._geometry, self.record
         b, lanes = g.activation_bits, g.pixel_lanes
         port = self.activation_write
         chunks = g.word_channels // g.output_lanes
+        at = self._delay(m, at_x, g.division_cycles - 1, "at_q")
+        if g.slot_values > 1:  # the last tick of an odd number
+            q = self._tick(m, 10 + 2 * b, q, "q")
+        before, slot = at, Cat(self._pair(m, q, "q"))
+        at = self._delay(m, at, 1, "at_q_last")
+        for i in range(g.activation_cycles - g.division_cycles - g.value_cycles):
+            later = Signal(len(slot), name=f"q_held{i}", reset_less=True)
+            m.d.sync += later.eq(slot)
+            before, slot, at = at, later, self._delay(m, at, 1, f"place_held{i}")
+        # Whether a word is completed is known a cycle early, for the memory's port waits for it.
+        useful, done = Signal(), Signal()
+        coming = before.valid & r.requantise & ~self.input_mode
+        m.d.sync += [useful.eq(coming), done.eq(coming & before.tile_end & (before.pixel == 0))]
+        last: Value = at.valid & at.tile_end & at.tile_last & (at.pixel == lanes - g.slot_pixels)
+        for i in range(g.turn_cycles):
+            later = Signal(name=f"last_held{i}")
+            m.d.sync += later.eq(last)
+            last = later
         packed = [
-            Signal((g.output_lanes - 1) * b, name=f"packed{p}", reset_less=True)
-            for p in range(lanes)
+            Signal(g.output_lanes * b, name=f"packed{p}", reset_less=True) for p in range(lanes)
         ]
+        for p in range(lanes):
+            of_slot = at.pixel == p - p % g.slot_pixels if lanes > g.slot_pixels else Const(1, 1)
+            mine = slot.word_select(p % g.slot_pixels, b * g.slot_channels)
+            taken = useful & of_slot
+            # A pixel whose turn comes after the next tile's first slot takes its own later.
+            slot_comes = p // g.slot_pixels * g.slot_cycles
+            for i in range(1 + p * g.pixel_apart - slot_comes - g.channel_cycles):
+                values, takes = Signal.like(mine, name=f"late{p}_{i}"), Signal(name=f"takes{p}_{i}")
+                m.d.sync += [values.eq(mine), takes.eq(taken)]
+                mine, taken = values, takes
+            with m.If(taken):
+                m.d.sync += packed[p].eq(Cat(packed[p], mine)[len(mine) :])
+        # The turn of each pixel, from the cycle before; where its row and its group end with it.
+        turn = Signal((lanes - 1) * g.pixel_apart + 1)
+        row_end, tile_last = Signal(), Signal()
+        with m.If(done):
+            m.d.sync += [row_end.eq(at.row_end), tile_last.eq(at.tile_last)]
+        m.d.sync += turn.eq(Cat(done, turn))
+        ahead = Cat(done, turn)  # the pixels' turns in the next cycle
+        fits = [~row_end | (p <= r.tail_less) if p else Const(1, 1) for p in range(lanes)]
+        writes = Cat(ahead[p * g.pixel_apart] & fits[p] for p in range(lanes))
+        self._asking.append(writes.any())
+        m.d.sync += port.valid.eq(writes.any())
         # The place of the next pixel; of the plane's first; and of the pixel after this one.
         place, plane, beyond = (Signal(g.address_bits) for _ in range(3))
         chunk = Signal(range(max(chunks, 2)))
-        m.d.comb += [
-            port.address.eq(place),
-            beyond.eq(place + (at.fits if lanes > 1 else 1)),
-        ]
+        m.d.comb += [port.address.eq(place), beyond.eq(place + port.valid)]
+        turns = [turn[p * g.pixel_apart] for p in range(lanes)]
         for p in range(lanes):
-            with m.If((at.pixel == p) if lanes > 1 else 1):
-                m.d.comb += port.data.eq(Cat(packed[p], q).replicate(chunks))
-                with m.If(useful):
-                    m.d.sync += packed[p].eq(Cat(packed[p], q)[b:])
-        with m.If(useful & at.tile_end):
-            m.d.sync += place.eq(beyond)
-            # The next group's part of the same words, or the next plane.
-            with m.If(at.tile_last & (at.pixel == lanes - 1)):
-                m.d.sync += chunk.eq(Mux(chunk == chunks - 1, 0, chunk + 1))
-                with m.If(chunk == chunks - 1):
-                    m.d.sync += plane.eq(beyond)
-                with m.Else():
-                    m.d.sync += place.eq(plane)
+            with m.If(turns[p] if lanes > 1 else 1):
+                m.d.comb += port.data.eq(packed[p].replicate(chunks))
+        m.d.sync += place.eq(beyond)
+        # The next group's part of the same words, or the next plane.
+        with m.If(turns[-1] & tile_last):
+            m.d.sync += chunk.eq(Mux(chunk == chunks - 1, 0, chunk + 1))
+            with m.If(chunk == chunks - 1):
+                m.d.sync += plane.eq(beyond)
+            with m.Else():
+                m.d.sync += place.eq(plane)
         with m.If(self.layer_start):
             m.d.sync += [place.eq(r.out_first), plane.eq(r.out_first), chunk.eq(0)]
         masks = [((1 << g.output_lanes) - 1) << g.output_lanes * i for i in range(chunks)]
         m.d.comb += port.mask.eq(Array(Const(v, g.word_channels) for v in masks)[chunk])
+        return last

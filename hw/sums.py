@@ -7,7 +7,7 @@ from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
 from compiler.geometry import Geometry
-from hw.pump import lane_domain
+from hw.pump import lane_domain, sum_domain
 
 BLOCK_VALUES, BLOCK_BITS = 8, 2
 """A block RAM written 16 bits at a time and read two at a time: two bits of eight sums."""
@@ -17,7 +17,8 @@ class SumMemory(wiring.Component):
     """A tile's sums: written a pass at a time by the lanes, read one by one.
 
     Timing: written at the end of the cycle, of the lanes' clock, of `write`; `value` is that of the
-    cycle before's `address`. A word must not be read at the edge at which it is written.
+    cycle before's `address`, in cycles of `sum_domain`. A word must not be read at the edge at
+    which it is written.
 
     Parameters
     ----------
@@ -71,7 +72,7 @@ class SumMemory(wiring.Component):
             with m.If(self.write & (self.pass_ == p)):
                 m.d[lane_domain(g)] += [h.eq(s) for h, s in zip(word, self.sums, strict=True)]
             held += word
-        m.d.sync += self.value.eq(Array(held)[self.address])
+        m.d[sum_domain(g)] += self.value.eq(Array(held)[self.address])
 
     def _elaborate_blocks(self, m: Module) -> None:
         g = self._geometry
@@ -91,7 +92,7 @@ class SumMemory(wiring.Component):
                 i_WADDR=Cat(self.pass_, Const(0, 11 - len(self.pass_))),
                 i_MASK=Const(0, 16),
                 i_WDATA=Cat(*bits),
-                i_RCLK=ClockSignal("sync"),
+                i_RCLK=ClockSignal(sum_domain(g)),
                 i_RCLKE=1,
                 i_RE=1,
                 i_RADDR=Cat(word, Const(0, 8 - len(word)), lane),

@@ -11,11 +11,11 @@ import numpy as np
 from amaranth.hdl import Module
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out, connect, flipped
-from cocotb.triggers import RisingEdge, with_timeout
+from cocotb.triggers import FallingEdge, RisingEdge, with_timeout
 
 from compiler import arith
-from compiler.geometry import Geometry
-from compiler.program import Add, Conv, Pool, Quantise
+from compiler.geometry import GAIN_BITS, Geometry
+from compiler.program import Add, Conv, Op, Pool, Program, Quantise
 from compiler.schedule import Layer, Schedule, schedule
 from hw import pool as pooling
 from hw.requantise import Requantiser, TileCounter
@@ -36,10 +36,16 @@ from sim.benches.points import (
 )
 from sim.benches.window import pool_addresses
 
-POINTS = {"plain": Geometry(memory_depth=4096), "pair": PAIR}
+POINTS = {
+    "plain": Geometry(memory_depth=4096),
+    "pair": PAIR,
+    "slow": Geometry(memory_depth=4096, pumped_sums=False),
+    "pumped_pair": replace(PAIR, pump=2, residual_bits=8, stream_bits=16),
+    "eight": EIGHT,
+}
 
 GRID = POINTS | {
-    "small": SMALL,
+    "small": replace(SMALL, weight_depth=256),
     "wide": WIDE,
     "two": replace(
         SMALL,
@@ -51,7 +57,7 @@ GRID = POINTS | {
         shift_bits=4,
     ),
     "narrow": replace(SMALL, residual_bits=14, weight_depth=256),
-    "eight": EIGHT,
+    "pumped_wide": replace(WIDE, pump=2, residual_bits=8, stream_bits=16),
 }
 
 PASSED_ON = [
@@ -68,6 +74,7 @@ PASSED_ON = [
     "byte_ready",
     "bias_address",
     "bias",
+    "gain",
     "stairs_address",
     "stairs",
     "input_done",
@@ -158,7 +165,25 @@ def cases(geometry: Geometry, count: int) -> Iterator[Schedule]:
             shift=(min(2, most), -2, min(5, most), 0)[i % 4],
             classes=(3, 10, 17)[i % 3],
         ).with_residual_bits(geometry.residual_bits)
-        yield schedule(program, geometry)
+        yield schedule(_divided_by_all(program, geometry, i), geometry)
+
+
+def _divided_by_all(program: Program, geometry: Geometry, seed: int) -> Program:
+    """With divisors of all widths that the engine has in half of the channels."""
+    draw = np.random.default_rng(seed)
+
+    def drawn(old: int, most: int) -> int:
+        wide = int(draw.integers(1, 1 << draw.integers(1, most, endpoint=True)))
+        return wide if draw.random() < 0.5 else old
+
+    def changed(op: Op) -> Op:
+        if not isinstance(op, Quantise) or program[op.source].kind == "image":
+            return op
+        more = geometry.fraction_bits - op.staircase.fraction_bits
+        divisors = tuple(drawn(d, geometry.divisor_bits - more) for d in op.staircase.divisors)
+        return replace(op, staircase=replace(op.staircase, divisors=divisors))
+
+    return replace(program, ops=tuple(changed(op) for op in program.ops)).verify()
 
 
 class _Bench:
@@ -168,6 +193,7 @@ class _Bench:
         self.name, self.g, self.ports = name, geometry, Ports(dut, name)
         seed = f"{cocotb.RANDOM_SEED}/{name}"
         self.rng, self.edge = random.Random(seed), RisingEdge(dut.clk)
+        self.middle = FallingEdge(dut.clk)
         self.draw = np.random.default_rng([cocotb.RANDOM_SEED, len(name)])
         self.latency = geometry.lane_cycles
         self.memory: dict[int, np.ndarray] = {}  # lanes, or after a residual the word's digits
@@ -191,15 +217,6 @@ class _Bench:
         sums: list[int] = []
         asked = 0
         while True:
-            # Addressed in the cycle before, when a tile's sums may just have come.
-            known = asked < len(sums)
-            ports.sum.value = sums[asked] if known else self.noise(g.accumulator_bits - 1)
-            sums = due.pop(cycle, sums)
-            rest = g.param_bits - g.bias_bits
-            words = [self.params[i] if i < len(self.params) else None for i in addresses]
-            bias, stairs = (self.noise(g.param_bits) if word is None else word for word in words)
-            ports.bias.value = bias & (1 << g.bias_bits) - 1
-            ports.stairs.value = stairs >> g.bias_bits & (1 << rest) - 1
             ports.residual_read__data.value = self.noise(g.word_bits) if read is None else read
             ports.want.value = int(bool(self.tiles) and rng.random() < 0.8)
             give = bool(self.words) and rng.random() < 0.8
@@ -209,10 +226,17 @@ class _Bench:
             ports.byte.value = self.bytes[0] if self.bytes else self.noise(8)
             ports.quotient_done.value = int(divided == 1)
             divided = max(divided - 1, 0)
-            await self.edge
+            for half in range(g.slot_values):
+                # Addressed in the lanes' cycle before, when a tile's sums may just have come.
+                known = asked < len(sums)
+                ports.sum.value = sums[asked] if known else self.noise(g.accumulator_bits - 1)
+                sums = due.pop(cycle, sums)
+                self.give_params(*addresses)
+                await (self.edge if half == g.slot_values - 1 else self.middle)
+                addresses = int(ports.bias_address.value), int(ports.stairs_address.value)
+                asked = int(ports.sum_address.value)
             cycle += 1
-            addresses, read = (int(ports.bias_address.value), int(ports.stairs_address.value)), None
-            asked = int(ports.sum_address.value)
+            read = None
             if ports.start.value == 1:
                 due[cycle - 1 + self.latency] = self.tiles.pop(0)
             if self.bytes and ports.byte_ready.value == 1:
@@ -234,6 +258,14 @@ class _Bench:
                 quotient = arith.restoring_division(y, int(ports.divisor.value), arith.SCORE_BITS)
                 self.serial.append((quotient, int(ports.keep.value)))
                 divided = rng.randint(2, 20)
+
+    def give_params(self, *addresses: int) -> None:
+        """A channel's bias and gain, and another's staircase."""
+        g, known = self.g, len(self.params)
+        words = [self.params[i] if i < known else self.noise(g.param_bits) for i in addresses]
+        self.ports.bias.value = words[0] & (1 << g.bias_bits) - 1
+        self.ports.gain.value = words[0] >> g.bias_bits & (1 << GAIN_BITS) - 1
+        self.ports.stairs.value = words[1] >> g.early_bits & (1 << g.param_bits - g.early_bits) - 1
 
     def word(self, address: int) -> int:
         """A word of memory as an integer."""

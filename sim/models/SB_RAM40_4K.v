@@ -4,7 +4,8 @@
 // the upper address bits say which one. Bits of a narrow port stand where the cell has them, one a
 // group.
 //
-// What a read gives of a word that is written at the same edge is not specified; here the old one.
+// What a read gives of a word that is written at the same edge is not specified; here the old one's
+// complement, so that nobody gets by with it.
 // Source of the behaviour: Lattice FPGA-TN-02002, memory usage guide for iCE40 devices.
 
 module SB_RAM40_4K (
@@ -44,6 +45,8 @@ module SB_RAM40_4K (
     wire [15:0] kept = WRITE_MODE == 0 ? MASK : ~group(WRITE_MODE, WADDR[10:8]);
     wire [15:0] wanted = group(READ_MODE, RADDR[10:8]);
 
+    wire collides = WE & WCLKE & WADDR[7:0] == RADDR[7:0];
+
     always @(posedge WCLK)
         if (WE & WCLKE)
             for (i = 0; i < 16; i = i + 1)
@@ -55,6 +58,6 @@ module SB_RAM40_4K (
             RDATA <= 0;
             for (i = 0; i < 16; i = i + 1)
                 if (wanted[i])
-                    RDATA[place(READ_MODE, i)] <= mem[RADDR[7:0]][i];
+                    RDATA[place(READ_MODE, i)] <= mem[RADDR[7:0]][i] ^ collides;
         end
 endmodule

@@ -232,7 +232,7 @@ def test_what_divided_addends_cost() -> None:
         ).with_residual_bits(SHIPPED.residual_bits)
         cycles.append(schedule(program, SHIPPED).cycles)
     print(f"one scale a layer {cycles[0]:,} cycles, one a channel {cycles[1]:,}")
-    assert 10 < cycles[1] / cycles[0] < 13
+    assert 10 < cycles[1] / cycles[0] < 16
 
 
 GEOMETRIES: dict[str, dict[str, Any]] = {
