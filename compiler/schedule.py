@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from compiler import arith
 from compiler.arith import Staircase
-from compiler.cycles import Flash, FlashPace, layer_cycles
+from compiler.cycles import Flash, FlashPace, layer_cycles, then_next
 from compiler.errors import CapacityError
 from compiler.geometry import (
     GAINS,
@@ -242,13 +242,15 @@ def streamed(laid_out: Schedule, room: int, pace: FlashPace) -> Schedule:
         Of the flash.
     """
     g, program = laid_out.geometry, laid_out.program
-    record = g.record_words
-    words = -record  # the first record has been read when the first layer starts
+    words = 0
     for layer in laid_out.layers:
         steps = len(layer.params) * layer.record["weight_words"]
-        words += record + sum(map(len, layer.params)) * g.param_words
+        words += g.record_words + sum(map(len, layer.params)) * g.param_words
         words += steps * g.weight_bits // g.stream_bits
-    flash = Flash(pace, g.stream_bits // pace.unit_bits, room, room, words - room)
+    # The ring is full, and a unit waits for room; the first record is read faster than more come.
+    units, waits = g.stream_bits // pace.unit_bits, pace.unit_cycles - 1
+    flash = Flash(pace, units, room, room, words - room, waits)
+    then_next(0, g, flash)
     layers = _timed(laid_out.layers, program, g, flash)
     return replace(laid_out, layers=layers, streamed=True)
 
@@ -480,9 +482,10 @@ class _Builder:
         return {
             "magic": MAGIC,
             "geometry": self.geometry.digest,
-            "pixels": image.channels * image.height * image.width,
             "classes": self.program.scores.channels,
             "channels": image.channels - 1,
+            "spare": 0,
+            "pixels": image.channels * image.height * image.width,
             "zero": q.zero,
             "height": image.height - 1,
             "width": image.width - 1,

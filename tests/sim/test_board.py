@@ -88,7 +88,7 @@ def test_one_model_runs_every_image(made, on_board):
     assert counters.builds == builds
 
 
-@pytest.mark.parametrize("room", [64, 300])
+@pytest.mark.parametrize("room", [64, 270, 300])
 def test_image_from_flash_during_the_picture(made, on_board, room):
     """An Image for which there is too little room: every layer equals golden, as fast as
     predicted."""
