@@ -64,6 +64,9 @@ WORD_BITS = 64
 PUMPED_BITS = 4
 """Up to so many bits of an activation sums are taken at the lanes' clock."""
 
+BLOCK_SUMS = 8
+"""Of a pass, that block RAMs of the UP5K choose from: LUTs need over half a cycle for it."""
+
 WIDE_BITS = 6
 """Up to so many bits of an activation addends are shifted alike; each bit more is a shift less."""
 
@@ -614,7 +617,8 @@ def geometry_for(
     to four bits stand in nibbles, wider ones in bytes. The default takes no more pixels at once
     than a word has residuals of. A word of the Image fits it, and fills a step of weights in whole
     parts. Sums of wide activations are fine beside the residual stream, and shifted left less; they
-    are taken one a cycle, for twice as fast each bit costs twice the registers.
+    are taken one a cycle, for twice as fast each bit costs twice the registers; so are those from
+    which no block RAM chooses.
 
     Raises
     ------
@@ -637,7 +641,9 @@ def geometry_for(
             output_lanes=outputs,
             pixel_lanes=pixels,
             activation_bits=activation_bits,
-            pumped_sums=default.pumped_sums and activation_bits <= PUMPED_BITS,
+            pumped_sums=default.pumped_sums
+            and activation_bits <= PUMPED_BITS
+            and (default.pump == 1 or outputs * pixels == BLOCK_SUMS * default.pump),
             word_channels=across,
             stream_bits=next(fitting, 8),
             max_left_shift=max(0, default.max_left_shift - max(0, activation_bits - WIDE_BITS)),

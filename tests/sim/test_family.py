@@ -54,6 +54,7 @@ PLAIN = Geometry(
     input_lanes=8,
     output_lanes=8,
     pixel_lanes=2,
+    pumped_sums=False,
     activation_bits=8,
     word_channels=8,
     accumulator_bits=20,
