@@ -163,10 +163,11 @@ def _tail(r: Record, g: Geometry) -> int:
         # A mean has a slot of its own; where others hold two pixels the last but one's ends a tile.
         ends = _pooled_cycles(g) - g.slot_pixels + g.turn_cycles
         return ends + g.activation_cycles - g.value_cycles
-    last = g.tile_cycles - g.slot_cycles + g.turn_cycles
     if r["divide"]:
         last = g.output_lanes * _divided_cycles(g) - 1 - g.channel_cycles
-    return g.lane_cycles + last + g.activation_cycles - 1
+        return g.lane_cycles + last + g.activation_cycles - 1
+    *_, activations = _accesses(r, g)
+    return activations[-1] - 1
 
 
 def _pooled_cycles(g: Geometry) -> int:

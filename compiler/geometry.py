@@ -429,6 +429,11 @@ class Geometry:
         return self.output_lanes // self.slot_channels * self.channel_cycles
 
     @property
+    def sums_in_blocks(self) -> bool:
+        """Whether block RAMs can choose among a pass's sums, where there are such (`hw.sums`)."""
+        return self.pump > 1 and self.pass_lanes * self.pixel_lanes == BLOCK_SUMS
+
+    @property
     def tiles_apart(self) -> int:
         """Fewest cycles between two tiles: the requantiser's, and one more where sums wait, for
         meanwhile the next tile's would replace the last of them."""
@@ -635,25 +640,26 @@ def geometry_for(
     weights = inputs * outputs // default.pump
     fitting = (n for n in (64, 32, 16) if n <= across * activation_bits and weights % n == 0)
     try:
-        return replace(
+        chosen = replace(
             default,
             input_lanes=inputs,
             output_lanes=outputs,
             pixel_lanes=pixels,
             activation_bits=activation_bits,
-            pumped_sums=default.pumped_sums
-            and activation_bits <= PUMPED_BITS
-            and (default.pump == 1 or outputs * pixels == BLOCK_SUMS * default.pump),
+            pumped_sums=default.pumped_sums and activation_bits <= PUMPED_BITS,
             word_channels=across,
             stream_bits=next(fitting, 8),
             max_left_shift=max(0, default.max_left_shift - max(0, activation_bits - WIDE_BITS)),
         )
+        if chosen.pump > 1 and not chosen.sums_in_blocks:
+            chosen = replace(chosen, pumped_sums=False)
     except ValueError as error:
         shown = lanes_name(lanes) if lanes else "the board's"
         raise UsageError(
             f"lanes must make an engine of {activation_bits}-bit activations, not {shown}: {error}",
             f"--lanes {lanes_name(default)}",
         ) from error
+    return chosen
 
 
 def lanes_name(lanes: Geometry | tuple[int, int, int]) -> str:

@@ -6,11 +6,11 @@ from amaranth.hdl import Array, Cat, ClockSignal, Const, Instance, Module, Signa
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
-from compiler.geometry import BLOCK_SUMS, Geometry
+from compiler.geometry import Geometry
 from hw.pump import lane_domain, sum_domain
 
 BLOCK_BITS = 2
-"""A block RAM written 16 bits at a time and read two at a time: two bits of `BLOCK_SUMS` sums."""
+"""A block RAM written 16 bits at a time and read two at a time: two bits of eight sums."""
 
 
 class SumMemory(wiring.Component):
@@ -37,7 +37,7 @@ class SumMemory(wiring.Component):
     def __init__(self, geometry: Geometry, primitive: str = "inferred") -> None:
         self._geometry = g = geometry
         values = g.pass_lanes * g.pixel_lanes
-        self._blocks = primitive == "spram" and g.pump > 1 and values == BLOCK_SUMS
+        self._blocks = primitive == "spram" and g.sums_in_blocks
         super().__init__(
             {
                 "write": In(1),
