@@ -697,7 +697,9 @@ def _holds(g: Geometry) -> tuple[int, int]:
     def cost(holds: tuple[int, int]) -> tuple[int, int]:
         reads, writes, activations = _accesses(g, *holds)
         cycles = [*reads, *writes, *activations]
-        if len(set(cycles)) < len(cycles) or writes[-1] > activations[0]:
+        # Where each value is divided a word's write must not meet the read of the next one either.
+        meets = g.addend_division and g.value_cycles + holds[0] == g.channel_cycles + 1
+        if len(set(cycles)) < len(cycles) or writes[-1] > activations[0] or meets:
             return len(apart) + 1, 0
         clashes = sum(
             any((a - b) % n == 0 and a != b for a in cycles for b in cycles) for n in apart

@@ -101,7 +101,8 @@ module spi_flash #(
         quad_drives = 0;
     end
 
-    always @(posedge clk) begin
+    // What stands on `clk` when power comes is no edge.
+    always @(posedge clk) if ($realtime > 0) begin
         if (cs_n) $fatal(1, "spi_flash: clk must rest while cs_n is high");
         if ($realtime - selected_at < SELECT_NS
             || $realtime - rose_at < (bits >= 8 && fast ? FAST_NS : CLOCK_NS))
