@@ -47,22 +47,25 @@ class SerialDivider(wiring.Component):
         shifted_bits = self._divisor_bits + self._steps - 1
         remainder = Signal(signed(self._dividend_bits))
         less_shifted = Signal(shifted_bits)  # complemented, as the subtraction's carry takes it
-        left = Signal(range(self._steps + 1))
+        # In a flip-flop of its own: whether a step changes the remainder is known last.
+        running, left = Signal(), Signal(range(self._steps))
         rest = Signal(signed(max(self._dividend_bits, shifted_bits + 1) + 1))
         bit = ~rest[-1]
         m.d.comb += rest.eq(remainder - ~less_shifted)
-        m.d.sync += self.done.eq(left == 1)
+        m.d.sync += self.done.eq(running & (left == 0))
         with m.If(self.start):
             m.d.sync += [
                 remainder.eq(self.dividend),
                 less_shifted.eq(~(self.divisor << (self._steps - 1))),
-                left.eq(self._steps),
+                left.eq(self._steps - 1),
+                running.eq(1),
             ]
-        with m.Elif(left != 0):
+        with m.Elif(running):
             m.d.sync += [
                 remainder.eq(Mux(bit, rest, remainder)),
                 less_shifted.eq(Cat(less_shifted[1:], 1)),
                 self.quotient.eq(Cat(bit, self.quotient)),
                 left.eq(left - 1),
+                running.eq(left != 0),
             ]
         return m
