@@ -21,7 +21,7 @@ module spi_flash #(
     parameter SIZE     = 1 << 24,  // bytes
     parameter WAKE_NS  = 3000.0,   // tRES1
     parameter CLOCK_NS = 20.0,     // 1 / fR, of 0x03
-    parameter FAST_NS  = 9.6,      // 1 / fC, of 0x3B and 0x6B
+    parameter FAST_NS  = 9.6,      // 1 / fC, of all others
     parameter HOLD_NS  = 1.5,      // tCLQX
     parameter VALID_NS = 6.0,      // tCLQV
     parameter SELECT_NS = 5.0,     // tSLCH
@@ -52,6 +52,7 @@ module spi_flash #(
     reg        selected = 0;
     reg        obeys = 0;       // this command
     integer    bits = 0;        // clocks since selection
+    reg        hurries = 0;     // they were too fast for 0x03
     reg        writable = 0;    // the next command may write the status register
     reg        quad_enabled = 0;
     wire       quad = command == QUAD;
@@ -79,6 +80,7 @@ module spi_flash #(
         selected = 1;
         selected_at = $realtime;
         bits  = 0;
+        hurries = 0;
         obeys = $realtime >= awake_at;
     end
 
@@ -104,8 +106,9 @@ module spi_flash #(
     // What stands on `clk` when power comes is no edge.
     always @(posedge clk) if ($realtime > 0) begin
         if (cs_n) $fatal(1, "spi_flash: clk must rest while cs_n is high");
-        if ($realtime - selected_at < SELECT_NS
-            || $realtime - rose_at < (bits >= 8 && fast ? FAST_NS : CLOCK_NS))
+        if (bits > 0 && $realtime - rose_at < CLOCK_NS) hurries = 1;
+        if ($realtime - selected_at < SELECT_NS || $realtime - rose_at < FAST_NS
+            || (bits >= 8 && command == READ && hurries))
             $fatal(1, "spi_flash: clk is too fast");
         rose_at = $realtime;
         if (bits < 8) command = {command[6:0], copi};
