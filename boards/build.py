@@ -86,7 +86,8 @@ class Plan:
         """What reads the Image from the board's flash."""
         board = self.board
         return FlashReader(
-            self.clock_hz, board.flash.image_offset, board.flash_cycles, board.flash.lines
+            *(self.clock_hz, board.flash.image_offset, board.flash_cycles, board.flash.lines),
+            late=board.flash_late,
         )
 
 
@@ -122,7 +123,9 @@ def plan(
         divisor_for(real, rate)
     except ValueError as error:
         raise UsageError(f"board {board.name!r}: {error}", _rates(real)) from error
-    return Plan(board, geometry, wanted, real, rate, tuple(range(1, 1 + seeds)))
+    others = (seed for seed in range(1, 2 + seeds) if seed != board.first_seed)
+    tried = (board.first_seed, *others)[:seeds]
+    return Plan(board, geometry, wanted, real, rate, tried)
 
 
 def _rates(clock_hz: float) -> str:
@@ -202,7 +205,7 @@ class Price:
     adder: float
 
 
-PRICES = {"ice40": Price(2915, 9.4), "ecp5": Price(6290, 8.2)}
+PRICES = {"ice40": Price(2915, 9.4), "ecp5": Price(7560, 8.2)}
 """From the netlists of 128 and 256 adders on iCE40, of 1,024 on ECP5."""
 
 

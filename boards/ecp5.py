@@ -147,16 +147,26 @@ def instance(
 
 def drive(
     m: Module,
-    located: Mapping[str, Pin],  # noqa: ARG001 (the signature of a family)
+    located: Mapping[str, Pin],
     special: Mapping[str, tuple[Value, Value | None]],
 ) -> None:
-    """Connect the one port whose pin is the configuration clock's, which has no pad of its own."""
-    for port, _ in special.values():
-        m.submodules.usrmclk = Instance("USRMCLK", i_USRMCLKI=port, i_USRMCLKTS=0)
+    """Connect the one port whose pin is the configuration clock's, which has no pad of its own.
+
+    A pulse is made of two flip-flops, of which one turns with each edge of the clock: the LUT that
+    compares them has one input changing at a time, and no glitch.
+    """
+    for name, (port, _) in special.items():
+        driven = port
+        if located[name].pulse:
+            whole, half = Signal(name="clock_whole"), Signal(name="clock_half")
+            m.d.sync += whole.eq(half)
+            m.d.falling += half.eq(whole ^ port)
+            driven = whole ^ half
+        m.submodules.usrmclk = Instance("USRMCLK", i_USRMCLKI=driven, i_USRMCLKTS=0)
 
 
-def pad_cell(pin: Pin, pad: IOPort, port: Any) -> Instance:
-    """The cell of a pad that is driven in both directions.
+def pad_cell(pin: Pin, pad: IOPort, port: Any, come: Signal | None) -> Instance:
+    """The cell of a pad that is driven in both directions, and what comes by it.
 
     Raises
     ------
@@ -165,7 +175,7 @@ def pad_cell(pin: Pin, pad: IOPort, port: Any) -> Instance:
     """
     if pin.pulse:
         raise UsageError(f"pin {pin.location} must be driven once a cycle, not at double data rate")
-    return Instance("BB", i_I=port.o, i_T=~port.oe, o_O=port.i, io_B=pad)
+    return Instance("BB", i_I=port.o, i_T=~port.oe, o_O=come, io_B=pad)
 
 
 def constraints(located: Mapping[str, Pin], clock_mhz: float) -> str:

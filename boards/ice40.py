@@ -130,8 +130,9 @@ def drive(
         )
 
 
-def pad_cell(pin: Pin, pad: IOPort, port: Any) -> Instance:
-    """The cell of a pad that is driven at double data rate, or in both directions."""
+def pad_cell(pin: Pin, pad: IOPort, port: Any, come: Signal | None) -> Instance:
+    """The cell of a pad that is driven at double data rate, or in both directions, and then what
+    comes by it."""
     if pin.pulse:
         # A flip-flop for each half of the cycle: 0 in the first, the signal in the second.
         return Instance(
@@ -148,7 +149,7 @@ def pad_cell(pin: Pin, pad: IOPort, port: Any) -> Instance:
         io_PACKAGE_PIN=pad,
         i_OUTPUT_ENABLE=port.oe,
         i_D_OUT_0=port.o,
-        o_D_IN_0=port.i,
+        o_D_IN_0=come,
     )
 
 

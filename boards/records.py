@@ -31,6 +31,8 @@ class Pin:
     pulse : bool
         An output that is low in the first half of each cycle, and only in the second what the
         signal says: a clock as fast as the engine's.
+    falling : bool
+        An input that is taken at the falling edges of the engine's clock, and so half a cycle late.
     config_clock : bool
         The pin that clocks an ECP5's configuration: a primitive drives it, no pad.
     """
@@ -40,6 +42,7 @@ class Pin:
     pull_up: bool = False
     led_driver: int | None = None
     pulse: bool = False
+    falling: bool = False
     config_clock: bool = False
 
 
@@ -127,6 +130,8 @@ class Board:
         The configuration flash.
     programmers : tuple of Programmer
         In order of preference.
+    first_seed : int
+        Of placement, the first of those that are tried: one by which the usual engine is in time.
     held_high : dict of str to Pin
         Pins that must read 1 whatever the design: those that would hold the flash, or reset what
         stands beside the device.
@@ -150,6 +155,7 @@ class Board:
     geometry: Geometry
     candidates: tuple[tuple[int, int, int], ...]
     pll_input: str = "pad"
+    first_seed: int = 1
     held_high: dict[str, Pin] = field(default_factory=dict)
 
     @property
@@ -161,6 +167,11 @@ class Board:
     def flash_cycles(self) -> int:
         """Cycles of the flash's clock: one where the pad makes it."""
         return 1 if self.pins["flash_clk"].pulse else 2
+
+    @property
+    def flash_late(self) -> int:
+        """Cycles that what the flash sends comes later to its reader."""
+        return int(self.pins["flash_cipo"].falling)
 
 
 UP5K = Budget(lut=5280, bram=30, spram=4, dsp=8)
@@ -205,6 +216,7 @@ ICEBREAKER = Board(
         "flash_io3": Pin("13"),
     },
     clock_hz=36e6,
+    first_seed=2,
     baud=2_000_000,
     flash=Flash(size=16 << 20, image_offset=1 << 20, lines=4),
     geometry=UP5K_GEOMETRY,
@@ -266,6 +278,7 @@ HX8K = Board(
         "flash_cipo": Pin("P11"),
     },
     clock_hz=90e6,
+    first_seed=2,
     baud=2_000_000,
     flash=Flash(size=4 << 20, image_offset=1 << 20),
     geometry=Geometry(
@@ -299,24 +312,25 @@ ULX3S_25F = Board(
         "busy": Pin("C2"),
         "error": Pin("C1"),
         "flash_cs_n": Pin("R2"),
-        "flash_clk": Pin("U3", config_clock=True),
-        "flash_copi": Pin("W2"),
-        "flash_cipo": Pin("V2"),
+        "flash_clk": Pin("U3", config_clock=True, pulse=True),
+        # A period of 12.5 ns does not hold the way out, the flash's 6 or 7 ns and the way in; one
+        # and a half do, while these ways take 5 to 12 ns together.
+        "flash_copi": Pin("W2", falling=True),
+        "flash_cipo": Pin("V2", falling=True),
+        "flash_io2": Pin("Y2", falling=True),
+        "flash_io3": Pin("W1", falling=True),
     },
     held_high={
-        "flash_wp_n": Pin("Y2"),
-        "flash_hold_n": Pin("W1"),
         # Low, it would start the ESP32 in its boot loader, and that resets the board.
         "wifi_gpio0": Pin("L2"),
     },
     clock_hz=80e6,
     baud=2_000_000,
-    flash=Flash(size=4 << 20, image_offset=2 << 20),
+    flash=Flash(size=4 << 20, image_offset=2 << 20, lines=4),
     geometry=Geometry(
         pixel_lanes=4,
         pump=1,
-        residual_bits=16,
-        max_left_shift=5,
+        two_ports=True,
         weight_depth=512,
         memory_depth=8192,
     ),
@@ -332,8 +346,8 @@ ULX3S_25F = Board(
         ),
     ),
 )
-"""1,024 additions a cycle: four pixels share their weights, which so take eight block RAMs. The
-residual stream is as the HX8K's."""
+"""1,024 additions a cycle: four pixels share their weights, which so take eight block RAMs. Windows
+take eight too, a copy for each pixel, and the activation memory thirty-two."""
 
 BOARDS = (ICEBREAKER, ICESUGAR, HX8K, ULX3S_25F)
 

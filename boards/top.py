@@ -135,9 +135,12 @@ class BoardTop(Elaboratable):
         for name, direction in self._ports.items():
             pin, port = self._located[name], getattr(self._component, name)
             if self._has_cell(name):
-                m.submodules[f"{name}_pad"] = self._family.pad_cell(pin, self._pads[name], port)
+                come = self._come(m, name, port.i) if direction is None else None
+                cell = self._family.pad_cell(pin, self._pads[name], port, come)
+                m.submodules[f"{name}_pad"] = cell
             elif direction is In:
-                m.d.comb += port.eq(self._pads[name] ^ pin.inverted)
+                come = self._come(m, name, port)
+                m.d.comb += come.eq(self._pads[name] ^ pin.inverted)
             elif pin.config_clock or pin.led_driver is not None:
                 special[name] = (port, self._pads.get(name))
             else:
@@ -147,18 +150,32 @@ class BoardTop(Elaboratable):
         self._family.drive(m, self._located, special)
         return m
 
+    def _come(self, m: Module, name: str, port: Value) -> Value:
+        """What a pad has to say for a port to be told."""
+        if not self._located[name].falling:
+            return port
+        come = Signal(name=f"{name}_come")
+        m.d.falling += port.eq(come)
+        return come
+
     def _has_cell(self, name: str) -> bool:
         """Whether the pad does more than a wire."""
-        return name in self._ports and (self._located[name].pulse or self._ports[name] is None)
+        pin = self._located[name]
+        pulse = pin.pulse and not pin.config_clock
+        return name in self._ports and (pulse or self._ports[name] is None)
 
     def _make_clock(self, m: Module) -> None:
-        """Domains ``sync`` and, without reset, ``start``, from the PLL; so is ``fast``.
+        """Domains ``sync`` and, without reset, ``start``, from the PLL; so is ``fast``. For pads
+        there may be ``falling``, of the same clock's other edges.
 
         The reset is a register's, for in ``fast`` it has half a cycle to get everywhere. It comes a
         cycle late: flip-flops begin with what configuration gives them.
         """
         m.domains.sync = sync = ClockDomain()
         m.domains.start = ClockDomain(reset_less=True)
+        if any(pin.falling or (pin.config_clock and pin.pulse) for pin in self._located.values()):
+            m.domains.falling = falling = ClockDomain(clk_edge="neg", reset_less=True)
+            m.d.comb += falling.clk.eq(ClockSignal("start"))
         lock, locked, reset = Signal(), Signal(), Signal()
         clocks = [ClockSignal("start")]
         if self._pump == 2:

@@ -16,7 +16,7 @@ from compiler.geometry import Geometry
 
 POOL_CYCLES = 4
 """From a pooling window's last word to the cycle in which its last mean may be written, besides one
-a mean and one for each value of a slot."""
+for each time that means are given, and one for each tick of a slot."""
 
 MAXIMUM_CYCLES = 2
 """From a window's last word to the cycle in which its maximum is written."""
@@ -130,19 +130,20 @@ class Flash:
                     between = AGAIN_BITS // pace.unit_bits * pace.unit_cycles
                     self.cycle = -between - pace.start_cycles
 
-    def shares(self, port: bool, wants: bool) -> tuple[bool, bool]:
-        """One cycle of the memory's port, of which a unit goes before a word that is wanted.
+    def shares(self, reads: bool, writes: bool, wants: bool, one: bool) -> tuple[bool, bool]:
+        """One cycle of the memory's ports, of which a unit goes before a word that is wanted.
 
-        Returns whether the port is left, and whether there is such a word.
+        ``reads`` and ``writes`` say which are free; ``one``, that they are one and the same.
+        Returns whether there is still one to read by, and whether there is such a word.
         """
-        if self.writes():
-            if port:  # else the unit waits for the port, and the flash with it
-                self.run()
-            return False, False
+        comes = self.writes()
+        if comes and one:
+            reads = wants = False
         wants = wants and self.ahead > 0
-        self.ahead -= wants and port
-        self.run()
-        return port, wants
+        self.ahead -= wants and reads
+        if writes or not comes:  # else the unit waits for the port, and the flash with it
+            self.run()
+        return reads, wants
 
     def take(self) -> int:
         """Take a word as soon as there is one, which needs two cycles; returns the wait for it."""
@@ -160,8 +161,9 @@ def _tail(r: Record, g: Geometry) -> int:
     if r["maximum"]:
         return MAXIMUM_CYCLES
     if _averages(r):
-        # A mean has a slot of its own; where others hold two pixels the last but one's ends a tile.
-        ends = _pooled_cycles(g) - g.slot_pixels + g.turn_cycles
+        # Means that are given together have a slot of their own; where others hold two pixels the
+        # last but one's ends a tile.
+        ends = _pooled_cycles(g) - min(g.slot_pixels, g.slot_ticks) + g.turn_cycles
         return ends + g.activation_cycles - g.value_cycles
     if r["divide"]:
         last = g.output_lanes * _divided_cycles(g) - 1 - g.channel_cycles
@@ -173,7 +175,7 @@ def _tail(r: Record, g: Geometry) -> int:
 def _pooled_cycles(g: Geometry) -> int:
     """From a pooling window's last word to the cycle in which its last mean may be written."""
     waits = int(g.pixel_lanes > 1)  # see `hw.pool`
-    return POOL_CYCLES + g.residual_lanes + g.slot_values + waits
+    return POOL_CYCLES + g.residual_lanes // g.slot_abreast + g.slot_ticks + waits
 
 
 def _tiles_apart(r: Record, g: Geometry) -> int:
@@ -182,7 +184,7 @@ def _tiles_apart(r: Record, g: Geometry) -> int:
         return 1
     if r["divide"]:
         # The next one's accesses must not meet this one's last write; it may start in two cycles.
-        meets = any(g.written_behind - 2 in kind for kind in g.accesses)
+        meets = g.written_behind - 2 in g.booked
         return g.lane_cycles + g.output_lanes * _divided_cycles(g) + meets
     return g.tiles_apart
 
@@ -315,25 +317,26 @@ def _play(r: Record, g: Geometry, flash: Flash | None) -> list[int]:
     reads, writes, activations = _accesses(r, g)
     # What the requantiser keeps apart is all that a tile might do.
     paced = r["residual"] and not r["divide"] and not r["pool"]
-    pattern = [*reads, *writes, *activations] if paced else []
+    pattern = [g.lane_cycles + c for c in g.booked] if paced else []
     halves, apart = 1 if r["pool"] else g.halves, _tiles_apart(r, g)
     window, across, lines = r["window_less"] + 1, r["tiles_less"] + 1, r["height_out_less"] + 1
     line_words = (r["columns_less"] + 1) * (r["kernel_h_less"] + 1) * (r["words_less"] + 1)
     farthest = (g.pixel_lanes - 1) * r["step_pixel"]
     onward = r["step_window"] + window - 1 & 2 * g.window_depth - 1
     booked: set[int] = set()  # cycles that a tile might use, and those it does
-    taken: set[int] = set()
+    taken_reads: set[int] = set()
+    taken_writes: set[int] = taken_reads if not g.two_ports else set()
     released: set[int] = set()
     ends: list[int] = []
     base = place = freed = tile = line = launched = 0
     held, last, half, clear, cycle = False, False, 0, 0, 0
     tile_ends_group, room = False, True
     while len(ends) <= r["groups_less"]:
-        port = cycle not in taken
+        port = cycle not in taken_reads
         coming_room = fetch.fired - freed < g.window_depth - 1
         wants = load.wants() and not fetch.asks(room)
         if flash is not None:
-            port, wants = flash.shares(port, wants)
+            port, wants = flash.shares(port, cycle not in taken_writes, wants, not g.two_ports)
         granted = port and wants
         fires = fetch.fires(port, room)
         start = cycle > 0 and load.ready > 0 and not fetch.busy and fetch.marked is None
@@ -347,9 +350,9 @@ def _play(r: Record, g: Geometry, flash: Flash | None) -> list[int]:
             clear = cycle + apart
             booked.update(cycle + c for c in pattern)
             group = len(ends)
-            taken.update(cycle + c for c in writes if r["residual"])
-            taken.update(cycle + c for c in reads if group < r["residual_groups"])
-            taken.update(cycle + c for c in activations if r["requantise"] or r["maximum"])
+            taken_writes.update(cycle + c for c in writes if r["residual"])
+            taken_reads.update(cycle + c for c in reads if group < r["residual_groups"])
+            taken_writes.update(cycle + c for c in activations if r["requantise"] or r["maximum"])
             if tile_ends_group:
                 ends.append(cycle)
                 done = cycle + _tail(r, g)

@@ -49,6 +49,9 @@ MAX_IMAGE_CHANNELS = 8
 PLACE_BITS = 8
 """Of what a slot that waits has to be told apart by, about."""
 
+SUMMED_BITS = 16
+"""Width of a residual stream in which slices of the image are summed: exact, so as wide as they."""
+
 KERNEL_STEPS = 9
 """Memory words of the smallest window that matters: a 3x3 one."""
 
@@ -84,7 +87,8 @@ class Geometry:
         Passes of the lanes in one cycle of the engine: their own clock is so many times faster, and
         each pass takes a part of the output lanes. 1 or 2.
     pumped_sums : bool
-        The requantiser takes a sum in each cycle of the lanes' clock; else in each of the engine's.
+        The requantiser takes a sum in each cycle of the lanes' clock; else in each of the engine's
+        (or several side by side, see `slot_abreast`).
     activation_bits : int
         b, 2 .. 8. Wider tensors are taken in slices of b bits.
     word_channels : int
@@ -96,6 +100,8 @@ class Geometry:
         Widths of an accumulator and of a value of the residual stream.
     memory_depth : int
         Words (of word_channels * activation_bits) of activation memory.
+    two_ports : bool
+        It is read and written in the same cycle, different words of it, as block RAMs can be.
     weight_depth : int
         Steps of weights (input_lanes * output_lanes bits each) the ring buffer holds.
     map_bits, channel_bits : int
@@ -144,6 +150,7 @@ class Geometry:
     stream_bits: int = 64
     plain_input: bool = False
     pad_bits: int = 1
+    two_ports: bool = False
     residuals: bool = True
     max_pool: bool = False
     addend_division: bool = False
@@ -268,9 +275,11 @@ class Geometry:
         """Slices of the input that a window holds: all, or one, which is then a layer of its own.
 
         Between two of them the accumulators are shifted left. That costs nothing where they stand
-        in a ring, whose second register has a LUT to spare; and it takes windows of one column.
+        in a ring, whose second register has a LUT to spare, and else a LUT a bit, which is paid
+        where the residual stream is too narrow for sums of slices. It takes windows of one column.
         """
-        return self.input_slices if self.pump > 1 and not self.plain_input else 1
+        summed = self.pump == 1 and self.residual_bits >= SUMMED_BITS
+        return 1 if summed or self.plain_input else self.input_slices
 
     @property
     def tap_lanes(self) -> int:
@@ -318,8 +327,8 @@ class Geometry:
         return -(-self.param_bits // self.stream_bits)
 
     @property
-    def slot_values(self) -> int:
-        """Values that the requantiser takes in a cycle of the engine.
+    def slot_ticks(self) -> int:
+        """Values that follow one another at the requantiser's data in a cycle of the engine.
 
         One a cycle of the lanes' clock, if `pumped_sums` and a memory word has room for as many
         residuals; else one.
@@ -328,13 +337,27 @@ class Geometry:
         return self.pump if self.pumped_sums and room else 1
 
     @property
+    def slot_abreast(self) -> int:
+        """Values that stand side by side there, each in a data path of its own: a tile's pixels,
+        where the lanes take one pass."""
+        return self.pixel_lanes if self.pump == 1 else 1
+
+    @property
+    def slot_values(self) -> int:
+        """Values that the requantiser takes in a cycle of the engine."""
+        return self.slot_ticks * self.slot_abreast
+
+    @property
     def slot_cycles(self) -> int:
         """Cycles the requantiser spends on a slot: values of a tile that are taken together.
 
         So many that in the time of one memory word of residuals four accesses fit (read, write, an
-        activation, and one for the window).
+        activation, and one for the window), or two by each of two ports.
         """
-        return max(1, -(-4 * self.slot_values // self.residual_lanes)) if self.residuals else 1
+        accesses = 2 if self.two_ports else 4
+        return (
+            max(1, -(-accesses * self.slot_values // self.residual_lanes)) if self.residuals else 1
+        )
 
     @property
     def slot_pixels(self) -> int:
@@ -367,7 +390,7 @@ class Geometry:
     @property
     def value_cycles(self) -> int:
         """From the cycle in which a slot's place is known to that in which it may be written."""
-        return 3 + self.slot_values
+        return 3 + self.slot_ticks
 
     @property
     def residual_cycles(self) -> int:
@@ -388,10 +411,16 @@ class Geometry:
     def accesses(self) -> tuple[list[int], list[int], list[int]]:
         """When a tile reads residuals, writes them, and writes activations.
 
-        In cycles from that in which the place of its first value is known. No two are the same;
-        `hw.requantise` starts no tile whose accesses would meet those of the one before.
+        In cycles from that in which the place of its first value is known. No two of `booked` are
+        the same.
         """
         return _accesses(self, *_holds(self))
+
+    @property
+    def booked(self) -> list[int]:
+        """Those of them that share a port: `hw.requantise` starts no tile whose own would meet
+        those of the one before. Reads alone never do."""
+        return _sharing(self, *self.accesses)
 
     @property
     def written_behind(self) -> int:
@@ -421,7 +450,7 @@ class Geometry:
 
         At the engine's clock a sum is read a cycle behind its address, so it is there in time.
         """
-        return (1 + self.tree_levels) % self.pump if self.slot_values > 1 else 0
+        return (1 + self.tree_levels) % self.pump if self.slot_ticks > 1 else 0
 
     @property
     def tile_cycles(self) -> int:
@@ -435,9 +464,11 @@ class Geometry:
 
     @property
     def tiles_apart(self) -> int:
-        """Fewest cycles between two tiles: the requantiser's, and one more where sums wait, for
-        meanwhile the next tile's would replace the last of them."""
-        return self.tile_cycles + self.sums_wait
+        """Fewest cycles between two tiles: the requantiser's, or the turns of their pixels to write
+        activations; and one more where sums wait, for meanwhile the next tile's would replace the
+        last of them."""
+        turns = self.pixel_lanes * self.pixel_apart
+        return max(self.tile_cycles, turns) + self.sums_wait
 
     @property
     def address_bits(self) -> int:
@@ -683,6 +714,11 @@ def _accesses(
     )
 
 
+def _sharing(g: Geometry, *accesses: list[int]) -> list[int]:
+    """Of reads, writes and writes of activations those that share a port."""
+    return [cycle for kind in accesses[int(g.two_ports) :] for cycle in kind]
+
+
 @cache
 def _holds(g: Geometry) -> tuple[int, int]:
     """How many cycles residuals and activations wait before they are written.
@@ -696,7 +732,7 @@ def _holds(g: Geometry) -> tuple[int, int]:
 
     def cost(holds: tuple[int, int]) -> tuple[int, int]:
         reads, writes, activations = _accesses(g, *holds)
-        cycles = [*reads, *writes, *activations]
+        cycles = _sharing(g, reads, writes, activations)
         # Where each value is divided a word's write must not meet the read of the next one either.
         meets = g.addend_division and g.value_cycles + holds[0] == g.channel_cycles + 1
         if len(set(cycles)) < len(cycles) or writes[-1] > activations[0] or meets:

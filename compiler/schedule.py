@@ -13,7 +13,7 @@ divided) finishes a convolution over nothing but padding.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from itertools import chain
 
@@ -30,7 +30,9 @@ from compiler.geometry import (
     MAX_IMAGE_CHANNELS,
     NO_CHANNEL,
     POOL_SHIFT,
+    SUMMED_BITS,
     Geometry,
+    residuals_in,
 )
 from compiler.program import (
     Add,
@@ -168,10 +170,6 @@ def schedule(program: Program, geometry: Geometry) -> Schedule:
         _timed(layers, program, geometry),
         regions,
     )
-
-
-SUMMED_BITS = 16
-"""Width of a residual stream in which slices of the image are summed: exact, so as wide as they."""
 
 
 def stream_bits(program: Program, geometry: Geometry) -> int:
@@ -369,6 +367,13 @@ def _wider(geometry: Geometry, field: str) -> dict[str, int] | None:
     return None
 
 
+def _wider_stream(geometry: Geometry, bits: int) -> dict[str, int]:
+    """What brings a residual stream of so many bits: fewer pixels too, if a word has no room."""
+    pixels = residuals_in(geometry.word_bits, bits)
+    fewer = {"pixel_lanes": pixels} if pixels < geometry.pixel_lanes else {}
+    return {"residual_bits": bits} | fewer
+
+
 def _input_plane(tensor: Tensor, geometry: Geometry) -> int:
     """Words of one slice of the input: every pixel, and the guard at either end."""
     return tensor.height * tensor.width + 2 * _guard(geometry)
@@ -400,18 +405,15 @@ class _Block:
 
 
 def _plan_memory(program: Program, fused: list[Fused], geometry: Geometry) -> tuple[Region, ...]:
-    """The largest first, each as low as it goes; a residual sum stays where its first addend was.
+    """Each as low as it goes, the largest first or the earliest; a residual sum stays where its
+    first addend was.
 
     The input comes before all: `hw.writer` puts it at address 0.
     """
     blocks, order = _blocks(program, fused, geometry)
-    placed: list[_Block] = []
-    for block in sorted(blocks, key=lambda b: (b.start >= 0, -b.words, b.start)):
-        for other in sorted(filter(block.meets, placed), key=lambda b: b.first):
-            if block.first + block.words <= other.first:
-                break
-            block.first = max(block.first, other.first + other.words)
-        placed.append(block)
+    largest = _placed(blocks, lambda b: (b.start >= 0, -b.words, b.start))
+    earliest = _placed(blocks, lambda b: (b.start >= 0, b.start, -b.words))
+    blocks = min(largest, earliest, key=lambda placed: max(b.first + b.words for b in placed))
     farthest = max(blocks, key=lambda b: b.first + b.words)
     used = farthest.first + farthest.words
     if used > geometry.memory_depth:
@@ -423,6 +425,20 @@ def _plan_memory(program: Program, fused: list[Fused], geometry: Geometry) -> tu
         )
     place = {name: block for block in blocks for name in block.tensors}
     return tuple(Region(name, place[name].first, place[name].words) for name in order)
+
+
+def _placed(blocks: list[_Block], order: Callable[[_Block], tuple[int, ...]]) -> list[_Block]:
+    """In that order each behind those that are wanted with it, in the first gap that is wide
+    enough."""
+    placed: list[_Block] = []
+    for block in sorted(blocks, key=order):
+        first = 0
+        for other in sorted(filter(block.meets, placed), key=lambda b: b.first):
+            if first + block.words <= other.first:
+                break
+            first = max(first, other.first + other.words)
+        placed.append(replace(block, first=first))
+    return placed
 
 
 def _blocks(
@@ -924,7 +940,7 @@ class _Builder:
                     f"{f.name}: the residual stream must be of the engine's {g.residual_bits} "
                     f"bits, not {width}",
                     "" if width > g.residual_bits else "a Program that is lowered for this engine",
-                    {"residual_bits": width} if width > g.residual_bits else None,
+                    _wider_stream(g, width) if width > g.residual_bits else None,
                 )
         else:
             stream = f"{f.name}.slices"
@@ -977,7 +993,7 @@ class _Builder:
             raise CapacityError(
                 f"{f.name}: sums of the input up to {reach:,} must fit the residual stream of "
                 f"{bits} bits unrounded; the shift is {shift}",
-                needs={"residual_bits": needed} if needed > bits else None,
+                needs=_wider_stream(self.geometry, needed) if needed > bits else None,
             )
 
     def _stored_channels(self, stream: str) -> int:

@@ -111,17 +111,12 @@ class Engine(wiring.Component):
             connect(m, requantiser.residual_write, arbiter.residual_write)
         connect(m, requantiser.activation_write, arbiter.activation_write)
         connect(m, writer.memory, arbiter.input_write)
-        soon = requantiser.soon | writer.soon
+        m.d.comb += arbiter.soon.read.eq(requantiser.soon.read)
+        soon = requantiser.soon.write | writer.soon
         connect(m, fetch.memory, arbiter.fetch)
         connect(m, flipped(self.image_write), arbiter.image_write)
         connect(m, flipped(self.image_read), arbiter.image_read)
-        m.d.comb += [
-            memory.write.eq(arbiter.write),
-            memory.address.eq(arbiter.address),
-            memory.write_data.eq(arbiter.write_data),
-            memory.write_mask.eq(arbiter.write_mask),
-            arbiter.read_data.eq(memory.read_data),
-        ]
+        arbiter.attach(m, memory)
         self._compute(m, fetch, window, lanes, loader, requantiser)
         tile_step, self._group_done = requantiser.tile_step, requantiser.group_done
         if g.residuals:
@@ -135,7 +130,7 @@ class Engine(wiring.Component):
                 requantiser.group_done | maximum.group_done,
             )
             m.d.comb += requantiser.input_done.eq(maximum.group_done)  # its parameters are unused
-        m.d.comb += [tiles.step.eq(tile_step), arbiter.soon.eq(soon)]
+        m.d.comb += [tiles.step.eq(tile_step), arbiter.soon.write.eq(soon)]
         self._divide(m, record, loader, requantiser, divider, writer, scorer)
         self._control(m, record, loader, fetch, window, requantiser, writer)
         connect(m, flipped(self.i_image), loader.i)

@@ -63,7 +63,8 @@ class FlashReader(wiring.Component):
     the 41.7 ns at 24 MHz, and of the 25 ns at 40 MHz. They stay until the falling edge after that,
     which comes out of a pad with the edge that samples them, so hold is the delay of both pads.
     With two cycles `flash_clk` is the clock itself, and data are sampled two cycles after its
-    falling edge.
+    falling edge. Either way data may come ``late`` cycles later, where a clock is too fast for the
+    ways in and out, or registers stand in them.
 
     Timing: the first `stb` comes `start_cycles` after reset, further ones every `clock_cycles`.
 
@@ -81,6 +82,8 @@ class FlashReader(wiring.Component):
         Of the flash's clock: 1 where the pad makes it, else 2.
     lines : int
         On which the flash answers: 2, or 4 if it is one whose mode is set as a W25Q128JV's is.
+    late : int
+        Cycles that data come later than said above, 0 or 1.
 
     Members
     -------
@@ -95,10 +98,18 @@ class FlashReader(wiring.Component):
     Raises
     ------
     ValueError
-        For a clock, an offset, a number of cycles or of lines out of range.
+        For a clock, an offset, a number of cycles, of lines or of late ones out of range.
     """
 
-    def __init__(self, clock_hz: float, offset: int, clock_cycles: int = 2, lines: int = 2) -> None:
+    def __init__(
+        self,
+        clock_hz: float,
+        offset: int,
+        clock_cycles: int = 2,
+        lines: int = 2,
+        *,
+        late: int = 0,
+    ) -> None:
         if not 0 < clock_hz <= 100e6:
             raise ValueError(f"clock_hz must be at most 100 MHz, not {clock_hz!r}")
         if not 0 <= offset < 1 << ADDRESS_BITS:
@@ -107,7 +118,9 @@ class FlashReader(wiring.Component):
             raise ValueError(f"clock_cycles must be 1 or 2, not {clock_cycles!r}")
         if lines not in READS:
             raise ValueError(f"lines must be 2 or 4, not {lines!r}")
-        self._offset, self._cycles, self._lines = offset, clock_cycles, lines
+        if late not in (0, 1):  # one more, and a unit would come where there is no room for it
+            raise ValueError(f"late must be 0 or 1, not {late!r}")
+        self._offset, self._cycles, self._lines, self._late = offset, clock_cycles, lines, late
         # What the flash is told stands at the end of the counter, WAKE in its beginning.
         self._command_clocks = 64 if lines == 2 else 128
         pause = math.ceil(WAKE_SECONDS * clock_hz / clock_cycles)
@@ -127,7 +140,11 @@ class FlashReader(wiring.Component):
     @property
     def start_cycles(self) -> int:
         """From the end of reset to the first bits."""
-        return self._cycles * (self._period + 1) + 1
+        return self._cycles * (self._period + 1) + 1 + self._late
+
+    @property
+    def late(self) -> int:
+        return self._late
 
     @property
     def pace(self) -> FlashPace:
@@ -170,7 +187,7 @@ class FlashReader(wiring.Component):
                 m.d.comb += [pin.o.eq(1), pin.oe.eq(drives)]
                 bits.append(pin.i)
         due = self.flash_clk & reading
-        for _ in range(self._cycles):
+        for _ in range(self._cycles + self._late):
             due, before = Signal(), due
             m.d.sync += due.eq(before)
         m.d.sync += self.stb.eq(due)

@@ -42,8 +42,9 @@ class Lanes(wiring.Component):
     weights : In
         Of a pass, for its output lane o and pair i: bit 2*(o*pairs + i) ``same``, the next
         ``negate``.
-    sum_address : In, [output lane * pixel_lanes + pixel lane]
-    sum : Out, signed, one cycle of `hw.pump.sum_domain` later
+    sum_address : In, [output lane * pixel_lanes + pixel lane], of the first of those that are read
+        together
+    sum : Out, signed, `Geometry.slot_abreast` of them, one cycle of `hw.pump.sum_domain` later
     """
 
     def __init__(self, geometry: Geometry, primitive: str = "inferred") -> None:
@@ -58,7 +59,7 @@ class Lanes(wiring.Component):
                 "slice_end": In(1),
                 "weights": In(g.pass_weight_bits),
                 "sum_address": In(range(max(g.output_lanes * g.pixel_lanes, 2))),
-                "sum": Out(signed(g.accumulator_bits)),
+                "sum": Out(g.slot_abreast * g.accumulator_bits),
             }
         )
 
@@ -115,8 +116,11 @@ class Lanes(wiring.Component):
                 after = Signal.like(accumulator, name=f"after{o}_{p}", reset_less=True)
                 if g.pump == 1:
                     m.d.comb += after.eq(accumulator + total)
+                    going_on = after
+                    if g.window_slices > 1:
+                        going_on = Mux(ends[-1], after << g.activation_bits, after)
                     with m.If(valid[-1]):
-                        fast += accumulator.eq(Mux(last[-1], 0, after))
+                        fast += accumulator.eq(Mux(last[-1], 0, going_on))
                 else:
                     going_on = after
                     if g.window_slices > 1:

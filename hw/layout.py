@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from amaranth.hdl import signed, unsigned
+from amaranth.hdl import Value, signed, unsigned
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
@@ -33,6 +33,12 @@ def stride_put(geometry: Geometry) -> data.StructLayout:
             "word": geometry.stream_bits,
         }
     )
+
+
+def side_by_side(values: Value, geometry: Geometry) -> list[Value]:
+    """Signed values that are taken together (`Geometry.slot_abreast`), the first lowest."""
+    width = len(values) // geometry.slot_abreast
+    return [values.word_select(i, width).as_signed() for i in range(geometry.slot_abreast)]
 
 
 def memory_read(geometry: Geometry) -> wiring.Signature:

@@ -1,4 +1,4 @@
-"""Activation memory: one port, one word of ``word_channels`` lanes a cycle, and who gets it."""
+"""Activation memory: one word of ``word_channels`` lanes a cycle and port, and who gets it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from functools import reduce
 from operator import or_
 
 from amaranth.hdl import Cat, ClockSignal, Const, Instance, Module, Signal, Value
-from amaranth.lib import memory, wiring
+from amaranth.lib import data, memory, wiring
 from amaranth.lib.wiring import In, Out
 
 from compiler.geometry import Geometry
@@ -15,19 +15,41 @@ from hw.layout import memory_read, memory_write
 SPRAM_DEPTH = 16384
 SPRAM_BITS = 16
 
+SOON = data.StructLayout({"read": 1, "write": 1})
+"""Whether a reader / a writer will ask in the next cycle."""
+
+
+def _access(geometry: Geometry) -> dict[str, wiring.Member]:
+    """What the memory's arbiter says to it."""
+    written = {"write_address": Out(geometry.address_bits)} if geometry.two_ports else {}
+    return {
+        "write": Out(1),
+        "address": Out(geometry.address_bits),
+        "write_data": Out(geometry.word_bits),
+        "write_mask": Out(geometry.word_channels),
+        "read_data": In(geometry.word_bits),
+        **written,
+    }
+
 
 class ActivationMemory(wiring.Component):
-    """Single-ported memory with a write mask bit a lane.
+    """Memory with a write mask bit a lane.
 
     Timing: each cycle is an access: a write, or else a read, be it that nobody wants. ``read_data``
     is valid in the cycle after a read, and in no other: single-port RAM blocks give garbage after a
-    write.
+    write. With `Geometry.two_ports` each cycle reads, and may write some other word as well.
 
     Parameters
     ----------
     geometry : Geometry
     primitive : "inferred" or "spram"
         What it is made of: whatever synthesis infers, or the iCE40 UP5K's SB_SPRAM256KA.
+
+    Members
+    -------
+    write : In(1), write_data, write_mask : In
+    address : In; with two ports of what is read, and write_address : In
+    read_data : Out
     """
 
     def __init__(self, geometry: Geometry, primitive: str = "inferred") -> None:
@@ -37,17 +59,11 @@ class ActivationMemory(wiring.Component):
             raise ValueError(
                 f"memory_depth must be at most {SPRAM_DEPTH}, not {geometry.memory_depth}"
             )
+        if primitive == "spram" and geometry.two_ports:
+            raise ValueError("two_ports must be False where the memory is single-port RAM")
         self._geometry = geometry
         self._primitive = primitive
-        super().__init__(
-            {
-                "write": In(1),
-                "address": In(geometry.address_bits),
-                "write_data": In(geometry.word_bits),
-                "write_mask": In(geometry.word_channels),
-                "read_data": Out(geometry.word_bits),
-            }
-        )
+        super().__init__({name: member.flip() for name, member in _access(geometry).items()})
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
@@ -63,11 +79,11 @@ class ActivationMemory(wiring.Component):
         read = mem.read_port()
         write = mem.write_port(granularity=g.activation_bits)
         m.d.comb += [
-            read.en.eq(~self.write),
+            read.en.eq(1 if g.two_ports else ~self.write),
             read.addr.eq(self.address),
             self.read_data.eq(read.data),
             write.en.eq(self.write.replicate(g.word_channels) & self.write_mask),
-            write.addr.eq(self.address),
+            write.addr.eq(self.write_address if g.two_ports else self.address),
             write.data.eq(self.write_data),
         ]
 
@@ -108,65 +124,90 @@ class ActivationMemory(wiring.Component):
 class MemoryArbiter(wiring.Component):
     """Gives each cycle of the memory to the first of its clients that asks.
 
+    With `Geometry.two_ports` there are two to give, and readers and writers do not mind each other.
+
     Parameters
     ----------
     geometry : Geometry
     clients : list of dicts of name to "read" or "write"
-        Highest priority first. Those of one dict never ask in the same cycle: none of them waits
-        for another, and no choice among them is made.
+        Highest priority first. Those of one dict never ask for a port in the same cycle: none of
+        them waits for another, and no choice among them is made.
 
     Members
     -------
-    soon : In(1), one of the first dict's clients will ask in the next cycle: whether the others
-        may is then known from a register
+    soon : In(`SOON`), one of the first dict's readers / writers will ask in the next cycle: whether
+        the others may is then known from a register
     <name> : In(memory_read) or In(memory_write)
+    and what it says to the memory (`attach`)
     """
 
     def __init__(self, geometry: Geometry, clients: list[dict[str, str]]) -> None:
-        self._clients = clients
+        self._geometry, self._clients = geometry, clients
         kinds = {name: kind for group in clients for name, kind in group.items()}
         signatures = {"read": memory_read(geometry), "write": memory_write(geometry)}
-        ports = {
-            "soon": In(1),
-            "write": Out(1),
-            "address": Out(geometry.address_bits),
-            "write_data": Out(geometry.word_bits),
-            "write_mask": Out(geometry.word_channels),
-            "read_data": In(geometry.word_bits),
-        }
-        super().__init__(ports | {name: In(signatures[kind]) for name, kind in kinds.items()})
+        super().__init__(
+            {"soon": In(SOON)}
+            | _access(geometry)
+            | {name: In(signatures[kind]) for name, kind in kinds.items()}
+        )
+
+    def attach(self, m: Module, memory: ActivationMemory) -> None:
+        """Connect the memory."""
+        for name, member in _access(self._geometry).items():
+            mine, its = getattr(self, name), getattr(memory, name)
+            m.d.comb += its.eq(mine) if member.flow is Out else mine.eq(its)
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
-        taken: Value = Const(0, 1)
-        before = taken
-        asked = Signal()  # by one of the first
-        m.d.sync += asked.eq(self.soon)
+        g = self._geometry
+        readers = [
+            name for group in self._clients for name, kind in group.items() if kind == "read"
+        ]
+        writers = [name for group in self._clients for name in group if name not in readers]
         granted: dict[str, Signal] = {}
-        writers = []
-        for group in self._clients:
-            for name, kind in group.items():
-                client = getattr(self, name)
-                granted[name] = Signal(name=f"{name}_granted")
-                m.d.comb += [client.ready.eq(~taken), granted[name].eq(client.valid & ~taken)]
-                if kind == "write":
-                    writers.append(name)
-                else:
-                    m.d.comb += client.data.eq(self.read_data)
-            asks = Cat(getattr(self, name).valid for name in group).any()
-            before, taken = taken, taken | (asked if group is self._clients[0] else asks)
-        # Whether the last one asks is known late, and a read that nobody wants does no harm: its
-        # address stands there unless somebody else asks.
-        last, last_kind = list(self._clients[-1].items())[-1]
-        if last_kind == "read":
-            m.d.comb += granted[last].eq(~before)
+        asked = Signal(SOON)  # by one of the first
+        m.d.sync += asked.eq(self.soon)
+        if g.two_ports:
+            self._grant(m, granted, readers, asked.read)
+            self._grant(m, granted, writers, asked.write)
+        else:
+            self._grant(m, granted, [*readers, *writers], asked.read | asked.write)
+        for name in readers:
+            m.d.comb += getattr(self, name).data.eq(self.read_data)
         m.d.comb += [
             self.write.eq(Cat(granted[name] for name in writers).any()),
-            self.address.eq(self._chosen(granted, "address")),
             self.write_data.eq(self._chosen({n: granted[n] for n in writers}, "data")),
             self.write_mask.eq(self._chosen({n: granted[n] for n in writers}, "mask")),
         ]
+        if g.two_ports:
+            m.d.comb += [
+                self.address.eq(self._chosen({n: granted[n] for n in readers}, "address")),
+                self.write_address.eq(self._chosen({n: granted[n] for n in writers}, "address")),
+            ]
+        else:
+            m.d.comb += self.address.eq(self._chosen(granted, "address"))
         return m
+
+    def _grant(
+        self, m: Module, granted: dict[str, Signal], sharing: list[str], asked: Value
+    ) -> None:
+        """One port, among those that share it."""
+        taken: Value = Const(0, 1)
+        before = taken
+        for group in self._clients:
+            names = [name for name in group if name in sharing]
+            for name in names:
+                client = getattr(self, name)
+                granted[name] = Signal(name=f"{name}_granted")
+                m.d.comb += [client.ready.eq(~taken), granted[name].eq(client.valid & ~taken)]
+            asks = Cat(getattr(self, name).valid for name in names).any()
+            if names:
+                before, taken = taken, taken | (asked if group is self._clients[0] else asks)
+        # Whether the last one asks is known late, and a read that nobody wants does no harm: its
+        # address stands there unless somebody else asks.
+        last, kind = list(self._clients[-1].items())[-1]
+        if kind == "read" and last in sharing:
+            m.d.comb += granted[last].eq(~before)
 
     def _chosen(self, granted: dict[str, Signal], member: str) -> Value:
         """A member of the client that is granted, zero if none is: two a LUT4, where a chain of

@@ -29,21 +29,23 @@ class Pool(wiring.Component):
     """Window sums of `compiler.arith.pool` before its right shift, a memory word of them at a time.
 
     Takes nine words a tile (three columns of three), one a cycle, and gives residual_lanes values,
-    one a cycle, while the next tile's words come in. Pixels outside the map read as 0. With several
-    pixel lanes a word waits in registers first: block RAM is slow, and so is the choice of pixels.
+    `Geometry.slot_abreast` a cycle, while the next tile's words come in. Pixels outside the map
+    read as 0. With several pixel lanes a word waits in registers first: block RAM is slow, and so
+    is the choice of pixels.
 
     Members
     -------
     record : In
     tile : In(`TILE`), of the tile being given; tile_step : Out(1), on to the next
     valid : In(1), a word of a window comes; word : In(word_bits), residuals
-    value : Out, signed
+    value : Out, signed, those that are given together
     place : Out(`value_layout`)
     """
 
     def __init__(self, geometry: Geometry) -> None:
-        if geometry.residual_lanes > COLUMNS * arith.POOL_KERNEL:
-            raise ValueError(f"residual_lanes must be at most 9, not {geometry.residual_lanes}")
+        cycles = geometry.residual_lanes // geometry.slot_abreast
+        if cycles > COLUMNS * arith.POOL_KERNEL:
+            raise ValueError(f"residual_lanes must be given in at most 9 cycles, not {cycles}")
         self._geometry = geometry
         super().__init__(
             {
@@ -52,7 +54,7 @@ class Pool(wiring.Component):
                 "tile_step": Out(1),
                 "valid": In(1),
                 "word": In(geometry.word_bits),
-                "value": Out(signed(pooled_bits(geometry))),
+                "value": Out(geometry.slot_abreast * pooled_bits(geometry)),
                 "place": Out(value_layout(geometry)),
             }
         )
@@ -133,7 +135,8 @@ class Pool(wiring.Component):
 
     def _emit(self, m: Module, full: Signal, whole: Signal, sums: list[Value]) -> None:
         g, r = self._geometry, self.record
-        lanes, count = g.pixel_lanes, g.residual_lanes
+        together = g.slot_abreast
+        lanes, count = g.pixel_lanes, g.residual_lanes // together
         drain = [Signal(s.shape(), name=f"drain{i}") for i, s in enumerate(sums)]
         left = Signal(range(count + 1))
         short_row, first_column, row_end, tile_last = (Signal() for _ in range(4))
@@ -151,24 +154,24 @@ class Pool(wiring.Component):
             m.d.sync += [d.eq(s) for d, s in zip(drain, sums, strict=True)]
             m.d.sync += left.eq(count)
         with m.Elif(left != 0):
-            m.d.sync += [Cat(*drain).eq(Cat(*drain[1:])), left.eq(left - 1)]
-        pixel = (0 - left)[: (lanes - 1).bit_length()] if lanes > 1 else 0
-        short_column = (r.short_left & first_column & (pixel == 0)) | (
-            r.short_right & row_end & (pixel == r.tail_less)
-        )
-        total = drain[0]
-        both, one = short_row & short_column, short_row ^ short_column
-        m.d.sync += [
+            m.d.sync += [Cat(*drain).eq(Cat(*drain[together:])), left.eq(left - 1)]
+        first = (0 - left)[: (lanes - 1).bit_length()] if lanes > together else 0
+        pixels = [first + i for i in range(together)]
+        for i, (total, pixel) in enumerate(zip(drain, pixels, strict=False)):
+            short_column = (r.short_left & first_column & (pixel == 0)) | (
+                r.short_right & row_end & (pixel == r.tail_less)
+            )
+            both, one = short_row & short_column, short_row ^ short_column
             # 9 = 8 + 1, 6 = 4 + 2, 4
-            self.value.eq(
-                Mux(both, total << 3, total << 2) + Mux(both, total, Mux(one, total << 1, 0))
-            ),
+            times = Mux(both, total << 3, total << 2) + Mux(both, total, Mux(one, total << 1, 0))
+            m.d.sync += self.value.word_select(i, pooled_bits(g)).eq(times)
+        m.d.sync += [
             self.place.valid.eq(left != 0),
-            self.place.pixel.eq(pixel),
-            self.place.fits.eq(~row_end | (pixel <= r.tail_less)),
+            self.place.pixel.eq(first),
+            self.place.fits.eq(Cat(~row_end | (pixel <= r.tail_less) for pixel in pixels)),
             self.place.word_end.eq(left == 1),
             self.place.word_last.eq(1),
-            self.place.tile_end.eq(left <= lanes),
+            self.place.tile_end.eq(left <= lanes // together),
             self.place.row_end.eq(row_end),
             self.place.tile_last.eq(tile_last),
         ]

@@ -17,7 +17,7 @@ def lane_domain(geometry: Geometry) -> str:
 
 def sum_domain(geometry: Geometry) -> str:
     """Domain in which the lanes' sums are read, and become activations."""
-    return "sync" if geometry.slot_values == 1 else FAST
+    return "sync" if geometry.slot_ticks == 1 else FAST
 
 
 def second_half(m: Module) -> Value:

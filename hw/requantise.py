@@ -8,7 +8,8 @@ from amaranth.lib.wiring import In, Out
 
 from compiler import arith
 from compiler.geometry import GAIN_BITS, NO_CHANNEL, POOL_SHIFT, Geometry
-from hw.layout import memory_read, memory_write, stride_put, struct
+from hw.layout import memory_read, memory_write, side_by_side, stride_put, struct
+from hw.memory import SOON
 from hw.pointer import Pointer
 from hw.pump import second_half, sum_domain
 
@@ -17,7 +18,7 @@ WHOLE_TICKS = frozenset({3, 6, *range(9, 27, 2)})
 
 STAIRS_CYCLES = 3
 """How much later than its bias a channel's staircase is addressed, and half a cycle, where a slot
-has two values."""
+has two ticks."""
 
 LOW_BITS = 16
 """Of a sum whose carry is known within half a cycle: the rest is added with it and without."""
@@ -114,16 +115,18 @@ class Requantiser(wiring.Component):
     values a cycle, in the domain `hw.pump.sum_domain`. A tile takes `Geometry.tile_cycles`.
 
     What says where a value belongs, what is read for it and what is written stays in ``sync``, a
-    slot at a time. A slot's two values follow one another at the data's registers, the first in a
-    cycle's first half wherever ``sync`` meets them.
+    slot at a time. A slot's values are the pixels of a channel side by side, each in a data path of
+    its own (`Geometry.slot_abreast`); or they follow one another at the data's registers, the first
+    in a cycle's first half wherever ``sync`` meets them (`Geometry.slot_ticks`).
 
     Its memory accesses must not be held up by anything, so `gate` lets a tile of the residual
     stream start only where none of them (`Geometry.accesses`) meets one of the tile before.
 
     While the image is taken in (`input_mode`), and in the last layer, one value at a time goes to a
-    serial divider instead, and the next waits for `quotient_done`. Where addends are divided each
-    goes there first, and comes back as the quotient, less its zero, to be added and written. Such a
-    value, and a pooled one, fills its slot twice.
+    serial divider instead, by the first data path, and the next waits for `quotient_done`. Where
+    addends are divided each goes there first, and comes back as the quotient, less its zero, to be
+    added and written. Such a value, and a pooled one, fills its slot twice where the slot's values
+    follow one another.
 
     Members
     -------
@@ -132,18 +135,18 @@ class Requantiser(wiring.Component):
     layer_start : In(1), strobe
     start : In(1), a tile's last step is issued (see `hw.window.WindowBuffer`)
     gate : Out(1), a tile's last step may be issued
-    sum_address : Out, of a sum of the tile (`hw.lanes.Lanes`); sum : In, one cycle of
-        `hw.pump.sum_domain` later
+    sum_address : Out, of the first of a tile's sums that are taken together (`hw.lanes.Lanes`);
+        sum : In, `slot_abreast` of them, one cycle of `hw.pump.sum_domain` later
     tile : In(`TILE`), of the tile being taken; tile_step : Out(1), it is done
     byte_valid, byte : In, one pixel of one channel; byte_ready : Out, it has been taken
-    pooled : In, a pooling window's sum times 36/count; pooled_place : In(`value_layout`). This and
-        all else of `RESIDUAL_MEMBERS` only with `Geometry.residuals`
+    pooled : In, sums of pooling windows times 36/count, `slot_abreast` of them; pooled_place :
+        In(`value_layout`). This and all else of `RESIDUAL_MEMBERS` only with `Geometry.residuals`
     bias_address, stairs_address : Out; bias and gain, stairs : In, in the same time
         (`hw.loader.Loader`)
     input_done : In(1), strobe: the parameters of the input, or of a layer that does not come here,
         are not needed any more
     residual_read, residual_write, activation_write : memory ports
-    soon : Out(1), one of them will ask in the next cycle
+    soon : Out(`hw.memory.SOON`), one of them will ask in the next cycle
     dividend, divisor, keep, quotient_start : Out, to the serial divider
     quotient_done : In(1); quotient : In, holds until the next start
     group_done : Out(1), strobe: the group's last value is through
@@ -168,13 +171,13 @@ class Requantiser(wiring.Component):
             "start": In(1),
             "gate": Out(1),
             "sum_address": Out(range(max(g.output_lanes * g.pixel_lanes, 2))),
-            "sum": In(signed(g.accumulator_bits)),
+            "sum": In(g.slot_abreast * g.accumulator_bits),
             "tile": In(TILE),
             "tile_step": Out(1),
             "byte_valid": In(1),
             "byte": In(8),
             "byte_ready": Out(1),
-            "pooled": In(signed(pooled_bits(g))),
+            "pooled": In(g.slot_abreast * pooled_bits(g)),
             "pooled_place": In(value_layout(g)),
             "bias_address": Out(range(2 * g.output_lanes)),
             "bias": In(signed(g.bias_bits)),
@@ -185,7 +188,7 @@ class Requantiser(wiring.Component):
             "residual_read": Out(memory_read(g)),
             "residual_write": Out(memory_write(g)),
             "activation_write": Out(memory_write(g)),
-            "soon": Out(1),
+            "soon": Out(SOON),
             "dividend": Out(signed(self.dividend_bits)),
             "divisor": Out(g.divisor_bits),
             "keep": Out(1),
@@ -200,12 +203,13 @@ class Requantiser(wiring.Component):
     def elaborate(self, platform: object) -> Module:
         m = Module()
         g, r = self._geometry, self.record
-        self._asking: list[Value] = []  # of the memory's ports, each in the cycle before
+        self._reading: Value = Const(0, 1)  # in the next cycle
+        self._writing: list[Value] = []
         self._divides = r.divide if g.addend_division else Const(0, 1)
         # A value fills its slot; there is no such slot where a slot is one value.
         self._single = (r.pool if g.residuals else Const(0, 1)) | self._divides
         self._second = Const(0, 1)
-        if g.slot_values > 1:  # the same as `second_half`, from a flip-flop
+        if g.slot_ticks > 1:  # the same as `second_half`, from a flip-flop
             self._second = Signal(name="second")
             m.d[self._domain] += self._second.eq(~second_half(m))
         begin = self._pace(m)
@@ -225,7 +229,8 @@ class Requantiser(wiring.Component):
         written = self._write_activations(m, q, at_x)
         scored = self._sequence_done & self._tile_last & ~self.input_mode
         m.d.comb += [
-            self.soon.eq(Cat(self._asking).any()),
+            self.soon.read.eq(self._reading),
+            self.soon.write.eq(Cat(self._writing).any()),
             self.group_done.eq(Mux(r.last, scored, written)),
         ]
         return m
@@ -237,17 +242,21 @@ class Requantiser(wiring.Component):
             value = later
         return value
 
+    def _ticks(self, m: Module, number: int, values: list[Value], name: str) -> list[Value]:
+        """The same of values side by side."""
+        return [self._tick(m, number, value, name) for value in values]
+
     def _tick(
         self, m: Module, number: int, value: Value, name: str, clear: Value | None = None
     ) -> Signal:
         """A value at tick ``number``, counted from its sum's address.
 
-        Where a slot has two values ticks are those of the lanes' clock, and each has a register.
-        Else they are half cycles; those of `WHOLE_TICKS` have one, and what others would hold is
-        logic in between.
+        Where values follow one another ticks are those of the lanes' clock, and each has a
+        register. Else they are half cycles; those of `WHOLE_TICKS` have one, and what others would
+        hold is logic in between.
         """
         later = Signal(value.shape(), name=f"{name}_t{number}", reset_less=True)
-        if self._geometry.slot_values == 1 and number not in WHOLE_TICKS:
+        if self._geometry.slot_ticks == 1 and number not in WHOLE_TICKS:
             m.d.comb += later.eq(value if clear is None else Mux(clear, 0, value))
             return later
         m.d[self._domain] += later.eq(value)
@@ -279,7 +288,7 @@ class Requantiser(wiring.Component):
     def _book(self, m: Module) -> Value:
         """Books the accesses of tiles of the residual stream; whether another's would meet none."""
         g = self._geometry
-        pattern = sum(1 << cycle for kind in g.accesses for cycle in kind)
+        pattern = sum(1 << cycle for cycle in g.booked)
         booked = Signal(pattern.bit_length())  # the coming cycles, of the first value's place
         booking = (self.start & self.record.residual).replicate(len(booked)) & pattern
         if g.addend_division and g.written_behind > 0:
@@ -376,7 +385,7 @@ class Requantiser(wiring.Component):
         channel, of_pixel, in_bank = Signal(len(index)), Signal(len(pixel)), Signal()
         m.d.sync += [channel.eq(index), of_pixel.eq(Mux(slow, 0, pixel)), in_bank.eq(bank)]
         at = Cat(channel, in_bank)
-        if g.slot_values == 1:
+        if g.slot_ticks == 1:
             stairs = Signal.like(at, name="stairs_channel")
             m.d.sync += [stairs.eq(at), self.stairs_address.eq(stairs)]
             m.d.comb += [self.bias_address.eq(at), self.sum_address.eq(Cat(of_pixel, channel))]
@@ -403,56 +412,77 @@ class Requantiser(wiring.Component):
                 self.stairs_address.eq(Cat(Mux(slow, channel[0], ~self._second), of_values[1:])),
             ]
 
-    def _value(self, m: Module, first: data.View, added: data.View) -> tuple[Signal, Value, Signal]:
-        """Bias and shift of a sum of the lanes, a pooled one or a pixel, and the residual's
-        addition, which does not saturate yet; whether it was too large for any residual to bring it
-        back; and the gain. All are there at tick 6."""
+    def _value(
+        self, m: Module, first: data.View, added: data.View
+    ) -> tuple[list[Value], list[Value], Value]:
+        """Bias and shift of sums of the lanes, of pooled ones or of a pixel, and the residual's
+        addition, which does not saturate yet; whether each was too large for any residual to bring
+        it back; and the gain. All are there at tick 6."""
         g, r = self._geometry, self.record
         gain: Value = self.gain
         for tick in range(2, 7):
             gain = self._tick(m, tick, gain, "gain")
-        value, offset = Mux(self.input_mode, self.byte << g.input_shift, self.sum), self.bias
+        values, offset = side_by_side(self.sum, g), self.bias
+        values[0] = Mux(self.input_mode, self.byte << g.input_shift, values[0])
         if g.residuals:
-            value, offset = Mux(r.pool, self.pooled, value), Mux(r.pool, r.pad, offset)
-        if g.addend_division:
+            pooled = side_by_side(self.pooled, g)
+            values = [Mux(r.pool, *both) for both in zip(pooled, values, strict=True)]
+            offset = Mux(r.pool, r.pad, offset)
+        if g.addend_division:  # there is one value
             back = self._delay(m, first, 2, "back")
             divided = r.divide & back.valid
-            value = Mux(divided, self.quotient - r.quotient_zero, value)
+            values = [Mux(divided, self.quotient - r.quotient_zero, *values)]
             offset = Mux(divided, 0, offset)
-        value = self._tick(m, 2, value, "value")
+        values = self._ticks(m, 2, values, "value")
         offset = self._tick(m, 2, offset, "offset")
-        total = Signal(signed(self.value_bits))
-        m.d.comb += total.eq(value + offset)
-        total = self._tick(m, 3, total, "total")
+        totals: list[Value] = []
+        for value in values:
+            total = Signal(signed(self.value_bits))
+            m.d.comb += total.eq(value + offset)
+            totals.append(total)
+        totals = self._ticks(m, 3, totals, "total")
         if not g.residuals:  # nothing is shifted or added
             for tick in range(4, 7):
-                total = self._tick(m, tick, total, "total")
-            return total, Const(0, 1), gain
-        aligned = Signal(signed(self.value_bits))
+                totals = self._ticks(m, tick, totals, "total")
+            return totals, [Const(0, 1)] * len(totals), gain
         down = Signal.like(r.down)
         m.d.sync += down.eq(Mux(self.input_mode, g.max_left_shift, r.down))
-        m.d.comb += aligned.eq(Mux(r.pool, total >> POOL_SHIFT, total))
         # Right shifts in two ticks, the widest first.
         width = signed(max(self.value_bits, g.accumulator_bits + 1 + g.max_left_shift))
-        high, wide = len(down) - 1, aligned << g.max_left_shift
-        coarse, moved = Signal(wide.shape()), Signal(width)
-        m.d.comb += coarse.eq(Mux(down[high], wide >> (1 << high), wide))
-        coarse = self._tick(m, 4, coarse, "coarse")
-        m.d.comb += moved.eq(coarse >> down[:high])
-        moved = self._tick(m, 5, moved, "moved")
-        residual = self._residual(m, first, added)
-        summed = Signal(signed(len(moved) + 1))
-        m.d.comb += summed.eq(moved + residual)
+        high = len(down) - 1
+        coarses: list[Value] = []
+        for total in totals:
+            aligned = Signal(signed(self.value_bits))
+            m.d.comb += aligned.eq(Mux(r.pool, total >> POOL_SHIFT, total))
+            wide = aligned << g.max_left_shift
+            coarse = Signal(wide.shape())
+            m.d.comb += coarse.eq(Mux(down[high], wide >> (1 << high), wide))
+            coarses.append(coarse)
+        all_moved: list[Value] = []
+        for coarse in self._ticks(m, 4, coarses, "coarse"):
+            moved = Signal(width)
+            m.d.comb += moved.eq(coarse >> down[:high])
+            all_moved.append(moved)
+        all_moved = self._ticks(m, 5, all_moved, "moved")
+        sums: list[Value] = []
+        for moved, residual in zip(all_moved, self._residual(m, first, added), strict=True):
+            summed = Signal(signed(len(moved) + 1))
+            m.d.comb += summed.eq(moved + residual)
+            sums.append(summed)
         # Four times what a residual can be: none brings it back. In two parts, for to compare all
         # bits takes longer than a tick.
-        above = moved[g.residual_bits + 1 :]
-        half = len(above) // 2
-        parts = [part != moved[-1].replicate(len(part)) for part in (above[:half], above[half:])]
-        large = self._tick(m, 6, Cat(parts), "large")
-        return self._tick(m, 6, summed, "summed"), large, gain
+        large = []
+        for moved in all_moved:
+            above = moved[g.residual_bits + 1 :]
+            half = len(above) // 2
+            parts = [
+                part != moved[-1].replicate(len(part)) for part in (above[:half], above[half:])
+            ]
+            large.append(self._tick(m, 6, Cat(parts), "large"))
+        return self._ticks(m, 6, sums, "summed"), large, gain
 
-    def _residual(self, m: Module, first: data.View, added: data.View) -> Value:
-        """The residual that is added to a value, at tick 5. The memory is asked from a register."""
+    def _residual(self, m: Module, first: data.View, added: data.View) -> list[Value]:
+        """Residuals that are added to values, at tick 5. The memory is asked from a register."""
         g, r = self._geometry, self.record
         width = g.residual_bits
         group = Signal.like(r.residual_groups)
@@ -474,12 +504,12 @@ class Requantiser(wiring.Component):
             self.residual_read.address.eq(pointer.address),
         ]
         coming = wanted & first.word_first & r.residual
-        self._asking.append(coming & reading)
+        self._reading = coming & reading
         m.d.sync += [event.eq(coming), self.residual_read.valid.eq(coming & reading)]
         m.d.sync += [loading.eq(event), loads_zero.eq(~reading | self.input_mode)]
         stream = Signal(g.residual_lanes * width)
         onward = stream >> width * g.slot_values
-        if g.addend_division and g.slot_values > 1:
+        if g.addend_division and g.slot_ticks > 1:
             onward = Mux(r.divide, stream >> width, onward)
         with m.If(loading):
             m.d.sync += stream.eq(Mux(loads_zero, 0, self.residual_read.data))
@@ -487,58 +517,66 @@ class Requantiser(wiring.Component):
             m.d.sync += stream.eq(onward)
         # Zeros follow the words that are read, so where none are read zeros are added.
         values = [stream.word_select(i, width) for i in range(g.slot_values)]
-        value = values[0]
-        if g.slot_values > 1:
-            value = Mux(self._second & ~self._divides, values[1], values[0])
-        return self._tick(m, 5, (value & takes.replicate(width)).as_signed(), "residual")
+        if g.slot_ticks > 1:
+            values = [Mux(self._second & ~self._divides, values[1], values[0])]
+        taken = [(value & takes.replicate(width)).as_signed() for value in values]
+        return self._ticks(m, 5, taken, "residual")
 
     def _turn(
-        self, m: Module, x: Signal, large: Value, gain: Value, added: data.View
-    ) -> tuple[Signal, Signal | None]:
-        """Saturation, where the value is a residual; at tick 8, times the gain, and as it is kept.
+        self, m: Module, xs: list[Value], larges: list[Value], gain: Value, added: data.View
+    ) -> tuple[list[Value], list[Value]]:
+        """Saturation, where values are residuals; at tick 8, times the gain, and as they are kept.
 
-        The gain turns it by one's complement: `start` makes up for it (`compiler.schedule`).
+        The gain turns them by one's complement: `start` makes up for it (`compiler.schedule`).
         """
         g, r = self._geometry, self.record
-        # Turned before it is known whether it overflows, and with it the sign that decides.
+        # Turned before it is known whether one overflows, and with it the sign that decides.
         turn = gain[1]
-        x7 = self._tick(m, 7, x[: self.x_bits] ^ turn.replicate(self.x_bits), "x")
+        x7s = self._ticks(m, 7, [x[: self.x_bits] ^ turn.replicate(self.x_bits) for x in xs], "x")
         gain7 = self._tick(m, 7, gain, "gain")
-        value: Value = x7
-        kept = None
-        if g.residuals:
-            width = g.residual_bits
-            outside, over = Signal(), Signal()
-            dividing = Const(0, 1)
-            if g.addend_division:
-                dividing = self._delay(m, added, 1, "adding").divide
-            near = x[width - 1 : width + 3]  # its sign with them, if it is not large
-            m.d.comb += [
-                outside.eq(large.any() | (near != near[-1].replicate(len(near)))),
-                over.eq(r.residual & outside & ~dividing),
-            ]
-            over = self._tick(m, 7, over, "over")
-            sign = self._tick(m, 7, x[-1] ^ turn, "sign")
-            low = Mux(over, (~sign).replicate(width - 1), x7[: width - 1])
-            high = Mux(over, sign.replicate(self.x_bits - width + 1), x7[width - 1 :])
-            value = Cat(low, high)
-            nobody = (gain7 == NO_CHANNEL) & ~r.pool
-            straight = value[:width] ^ gain7[1].replicate(width)
-            kept = self._tick(m, 8, straight, "kept", clear=nobody)
-        alive = gain7[0] ^ gain7[1]
-        return self._tick(m, 8, value.as_signed(), "turned", clear=~alive), kept
+        dividing: Value = Const(0, 1)
+        if g.residuals and g.addend_division:
+            dividing = self._delay(m, added, 1, "adding").divide
+        turned, kept = [], []
+        for x, x7, large in zip(xs, x7s, larges, strict=True):
+            value = x7
+            if g.residuals:
+                width = g.residual_bits
+                outside, over = Signal(), Signal()
+                near = x[width - 1 : width + 3]  # its sign with them, if it is not large
+                m.d.comb += [
+                    outside.eq(large.any() | (near != near[-1].replicate(len(near)))),
+                    over.eq(r.residual & outside & ~dividing),
+                ]
+                over = self._tick(m, 7, over, "over")
+                sign = self._tick(m, 7, x[-1] ^ turn, "sign")
+                low = Mux(over, (~sign).replicate(width - 1), x7[: width - 1])
+                high = Mux(over, sign.replicate(self.x_bits - width + 1), x7[width - 1 :])
+                value = Cat(low, high)
+                nobody = (gain7 == NO_CHANNEL) & ~r.pool
+                straight = value[:width] ^ gain7[1].replicate(width)
+                kept.append(self._tick(m, 8, straight, "kept", clear=nobody))
+            alive = gain7[0] ^ gain7[1]
+            turned.append(self._tick(m, 8, value.as_signed(), "turned", clear=~alive))
+        return turned, kept
 
-    def _divide(self, m: Module, turned: Signal, gain: Value, middle: data.View) -> Signal:
-        """The staircase: 2**F * turned + start, then the comparisons; answers a slot's activations.
+    def _divide(
+        self, m: Module, turned: list[Value], gain: Value, middle: data.View
+    ) -> list[Value]:
+        """The staircase: 2**F * turned + start, then the comparisons; answers activations.
 
         Non-restoring: a remainder is kept below 0, complemented where it is not, so that each step
         adds the divisor, and a step's bit is whether the remainder has changed its side.
         """
         g = self._geometry
         b = g.activation_bits
-        y, d = Signal(signed(self.dividend_bits)), self.stairs.divisor
-        m.d.comb += y.eq((turned << g.fraction_bits) + self.stairs.start)
-        below = self._tick(m, 9, ~y, "below")
+        d = self.stairs.divisor
+        dividends: list[Value] = []
+        for value in turned:
+            y = Signal(signed(self.dividend_bits))
+            m.d.comb += y.eq((value << g.fraction_bits) + self.stairs.start)
+            dividends.append(~y)
+        below = self._ticks(m, 9, dividends, "below")
         d = self._tick(m, 9, d, "divisor")
         # Of a slot that is filled twice this is the first value, in its cycle's second half.
         place = self._delay(m, middle, 2, "asking")
@@ -546,32 +584,39 @@ class Requantiser(wiring.Component):
         if g.addend_division:
             starts |= place.divide
         m.d.comb += [
-            self.dividend.eq(~below),
+            self.dividend.eq(~below[0]),
             self.divisor.eq(d),
             self.keep.eq(gain != NO_CHANNEL),  # of the value that has stood there for a while
             self.quotient_start.eq(starts),
         ]
         # Activations need no more of the dividend than the reach of their own offsets, and that of
         # the first step.
-        near = min(max(self.quotient_bits, g.divisor_bits + b), len(below))
-        rest: Value = Signal(signed(near + 1))
-        m.d.comb += rest.eq(below[:near].as_signed())
-        above: Value = Const(1, 1)
-        q: Value = Const(0, 0)
+        near = min(max(self.quotient_bits, g.divisor_bits + b), len(below[0]))
+        rests: list[Value] = []
+        for value in below:
+            rest = Signal(signed(near + 1))
+            m.d.comb += rest.eq(value[:near].as_signed())
+            rests.append(rest)
+        above: list[Value] = [Const(1, 1)] * len(rests)
+        q: list[Value] = [Const(0, 0)] * len(rests)
         for j in range(b - 1, -1, -1):
             tick = 10 + 2 * (b - 1 - j)
-            far: Value = Const(0, 1)
+            far: list[Value] = [Const(0, 1)] * len(rests)
             if j == b - 2:
-                rest, far = self._near(m, tick, rest)
-            turns, whole = self._step(m, tick, rest, d << j, far)
+                rests, far = map(list, zip(*(self._near(m, tick, r) for r in rests), strict=True))
+            steps = [self._step(m, tick, *both, d << j) for both in zip(rests, far, strict=True)]
             d = self._tick(m, tick, d, "divisor")
             if j < b - 1:
-                q = self._tick(m, tick, q, "q")
-                above = q[0]
-            rest = self._tick(m, tick + 1, whole, "rest", clear=far)
-            rest = Cat(rest, Const(1, 1)).as_signed()  # known behind the first step
+                q = self._ticks(m, tick, q, "q")
+                above = [bits[0] for bits in q]
+            rests = [
+                # Its sign is known behind the first step.
+                Cat(self._tick(m, tick + 1, whole, "rest", clear=f), Const(1, 1)).as_signed()
+                for (_, whole), f in zip(steps, far, strict=True)
+            ]
             d = self._tick(m, tick + 1, d, "divisor")
-            q = self._tick(m, tick + 1, Cat(turns ^ above, q), "q")
+            bits = zip(steps, above, q, strict=True)
+            q = self._ticks(m, tick + 1, [Cat(t ^ a, rest) for (t, _), a, rest in bits], "q")
         return q
 
     def _near(self, m: Module, tick: int, rest: Value) -> tuple[Value, Value]:
@@ -586,7 +631,7 @@ class Requantiser(wiring.Component):
         return Cat(rest[:bits], rest[-1]).as_signed(), far
 
     def _step(
-        self, m: Module, tick: int, rest: Value, divisor: Value, far: Value
+        self, m: Module, tick: int, rest: Value, far: Value, divisor: Value
     ) -> tuple[Value, Value]:
         """Behind ``tick``: whether ``rest + divisor`` is to be complemented, and what it becomes
         then, without its sign.
@@ -594,7 +639,7 @@ class Requantiser(wiring.Component):
         With a tick for the addition and one for the complement neither is longer than half a cycle:
         of the sum's upper part both are made, that without a carry and that with one.
         """
-        if self._geometry.slot_values == 1:
+        if self._geometry.slot_ticks == 1:
             total = Signal(signed(len(rest)), name=f"total_t{tick}")
             m.d.comb += total.eq(rest + divisor)
             turns, whole = ~total[-1] & ~far, total[:-1]
@@ -615,23 +660,25 @@ class Requantiser(wiring.Component):
         whole = Cat(low, upper[:-1])
         return turns, whole ^ turns.replicate(len(whole))
 
-    def _pair(self, m: Module, value: Signal, name: str) -> list[Value]:
-        """A slot's values, side by side in its cycle's second half."""
-        if self._geometry.slot_values == 1:
-            return [value]
-        before = Signal.like(value, name=f"{name}_before", reset_less=True)
+    def _slot(self, m: Module, values: list[Value], name: str) -> list[Value]:
+        """A slot's values side by side; where they follow one another, in its cycle's second
+        half."""
+        if self._geometry.slot_ticks == 1:
+            return values
+        (value,) = values
+        before = Signal(value.shape(), name=f"{name}_before", reset_less=True)
         m.d[self._domain] += before.eq(value)
         return [before, value]
 
-    def _write_residuals(self, m: Module, kept: Signal, at: data.View) -> None:
+    def _write_residuals(self, m: Module, kept: list[Value], at: data.View) -> None:
         g, r = self._geometry, self.record
         port, width = self.residual_write, g.residual_bits
         packed, full = Signal(g.residual_lanes * width), Signal()
-        pair = self._pair(m, kept, "kept")
+        values = self._slot(m, kept, "kept")
         fits = [at.fits[min(i, g.slot_pixels - 1)] for i in range(g.slot_values)]
-        slot: Value = Cat(v & fit.replicate(width) for v, fit in zip(pair, fits, strict=True))
-        if g.slot_values > 1:
-            single = pair[-1] & at.fits[0].replicate(width)
+        slot: Value = Cat(v & fit.replicate(width) for v, fit in zip(values, fits, strict=True))
+        if g.slot_ticks > 1:
+            single = values[-1] & at.fits[0].replicate(width)
             slot = Cat(slot, single)
         for i in range(g.residual_cycles - g.value_cycles):
             later = Signal(len(slot), name=f"kept_held{i}", reset_less=True)
@@ -642,12 +689,12 @@ class Requantiser(wiring.Component):
             m.d.sync += packed.eq(
                 Cat(packed, slot[: g.slot_values * width])[g.slot_values * width :]
             )
-            if g.slot_values > 1:
+            if g.slot_ticks > 1:
                 with m.If(self._single):
                     m.d.sync += packed.eq(Cat(packed, slot[-width:])[width:])
         filled = at.valid & at.word_end & r.residual & ~self.input_mode
         m.d.sync += full.eq(filled)
-        self._asking.append(filled)
+        self._writing.append(filled)
         m.d.comb += [
             port.valid.eq(full),
             port.address.eq(pointer.address),
@@ -671,7 +718,7 @@ class Requantiser(wiring.Component):
         ]
         return pointer
 
-    def _write_activations(self, m: Module, q: Signal, at_x: data.View) -> Value:
+    def _write_activations(self, m: Module, q: list[Value], at_x: data.View) -> Value:
         """Collects a word of activations for each pixel; with the last output lanes they are
         written, one pixel after the other. Returns whether a group's last ones are."""
         g, r = self._geometry, self.record
@@ -679,9 +726,9 @@ class Requantiser(wiring.Component):
         port = self.activation_write
         chunks = g.word_channels // g.output_lanes
         at = self._delay(m, at_x, g.division_cycles - 1, "at_q")
-        if g.slot_values > 1:  # the last tick of an odd number
-            q = self._tick(m, 10 + 2 * b, q, "q")
-        before, slot = at, Cat(self._pair(m, q, "q"))
+        if g.slot_ticks > 1:  # the last tick of an odd number
+            q = self._ticks(m, 10 + 2 * b, q, "q")
+        before, slot = at, Cat(self._slot(m, q, "q"))
         at = self._delay(m, at, 1, "at_q_last")
         for i in range(g.activation_cycles - g.division_cycles - g.value_cycles):
             later = Signal(len(slot), name=f"q_held{i}", reset_less=True)
@@ -720,7 +767,7 @@ class Requantiser(wiring.Component):
         ahead = Cat(done, turn)  # the pixels' turns in the next cycle
         fits = [~row_end | (p <= r.tail_less) if p else Const(1, 1) for p in range(lanes)]
         writes = Cat(ahead[p * g.pixel_apart] & fits[p] for p in range(lanes))
-        self._asking.append(writes.any())
+        self._writing.append(writes.any())
         m.d.sync += port.valid.eq(writes.any())
         # The place of the next pixel; of the plane's first; and of the pixel after this one.
         place, plane, beyond = (Signal(g.address_bits) for _ in range(3))

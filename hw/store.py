@@ -166,7 +166,7 @@ class ImageStore(wiring.Component):
             written.eq(self.write.valid & self.write.ready),
             filled.eq(written & (number == size - 1)),
             emptied.eq(self.read.valid & self.read.ready),
-            self.room.eq(~held & ~self.error & ~(self.loaded & ~streamed)),
+            self.room.eq((~held | written) & ~self.error & ~(self.loaded & ~streamed)),
         ]
         m.d.sync += [
             waiting.eq((unit_stb | waiting) & held),
@@ -183,11 +183,15 @@ class ImageStore(wiring.Component):
         # between a word's last byte and another's first, and between reads, so that comparisons may
         # be a cycle late.
         front, back = Signal(g.address_bits), Signal(g.address_bits)
-        here = Signal(g.address_bits)
         ahead, arrived = Signal(), Signal()
         full, empty = Signal(), Signal(init=1)
         front_turns, back_turns = Signal(), Signal()
-        m.d.comb += here.eq(~Mux(self.write.valid, front, back))
+        if g.two_ports:
+            m.d.comb += [self.write.address.eq(~front), self.read.address.eq(~back)]
+        else:  # one choice here is cheaper than two addresses there
+            here = Signal(g.address_bits)
+            m.d.comb += here.eq(~Mux(self.write.valid, front, back))
+            m.d.comb += [self.write.address.eq(here), self.read.address.eq(here)]
         with m.If(filled):
             m.d.sync += front.eq(Mux(front_turns, 0, front + 1))
         with m.If(emptied):
@@ -203,11 +207,9 @@ class ImageStore(wiring.Component):
         ]
         m.d.comb += [
             self.write.valid.eq(held & ~full),
-            self.write.address.eq(here),
             self.write.data.eq(unit.replicate(-(-g.word_bits // self._unit))),
             self.write.mask.eq(Cat((number == size - 1 - n).replicate(lanes) for n in range(size))),
             self.read.valid.eq(self.loaded & self.o.ready & ~arrived & ~empty),
-            self.read.address.eq(here),
             self.o.valid.eq(arrived),
             self.o.payload.eq(self.read.data[: g.stream_bits]),
         ]

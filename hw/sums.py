@@ -30,8 +30,8 @@ class SumMemory(wiring.Component):
     Members
     -------
     write : In(1), pass_ : In, which one; sums : In, of that pass: [output lane * pixels + pixel]
-    address : In, [output lane * pixels + pixel] of the tile
-    value : Out, signed
+    address : In, [output lane * pixels + pixel] of the tile, of the first that is read
+    value : Out, signed, `Geometry.slot_abreast` of them
     """
 
     def __init__(self, geometry: Geometry, primitive: str = "inferred") -> None:
@@ -44,7 +44,7 @@ class SumMemory(wiring.Component):
                 "pass_": In(range(max(g.pump, 2))),
                 "sums": In(data.ArrayLayout(signed(g.accumulator_bits), values)),
                 "address": In(range(max(g.output_lanes * g.pixel_lanes, 2))),
-                "value": Out(signed(g.accumulator_bits)),
+                "value": Out(g.slot_abreast * g.accumulator_bits),
             }
         )
 
@@ -72,7 +72,11 @@ class SumMemory(wiring.Component):
             with m.If(self.write & (self.pass_ == p)):
                 m.d[lane_domain(g)] += [h.eq(s) for h, s in zip(word, self.sums, strict=True)]
             held += word
-        m.d[sum_domain(g)] += self.value.eq(Array(held)[self.address])
+        together = g.slot_abreast
+        first = self.address[(together - 1).bit_length() :]
+        for i in range(together):
+            value = self.value.word_select(i, g.accumulator_bits)
+            m.d[sum_domain(g)] += value.eq(Array(held[i::together])[first])
 
     def _elaborate_blocks(self, m: Module) -> None:
         g = self._geometry

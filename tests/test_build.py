@@ -271,7 +271,7 @@ def test_refuses_a_clock_that_routing_does_not_reach(tmp_path):
     ("board", "lanes"),
     [
         ("icebreaker", ["16x16x1"] * 3 + ["8x8x1"] * 4),
-        ("ulx3s-25f", ["16x16x2", "16x16x2", "16x16x4"] + ["8x8x2"] * 3 + ["8x8x4"]),
+        ("ulx3s-25f", ["16x16x4"] * 3 + ["8x8x4"] * 4),
     ],
 )
 def test_default_lanes_for_each_width_of_activations(board, lanes):
@@ -444,6 +444,12 @@ def test_digits_from_checkpoint_to_report(tmp_path, capsys):
     assert "python -m boards flash" in said.err
     assert main([*arguments, "--from", "golden"]) == 0
     assert "bitstream: taken as it stands" in capsys.readouterr().err
+
+
+def test_a_board_s_first_seed_is_tried_first():
+    assert plan(replace(BOARD, first_seed=3), 4).seeds == (3, 1, 2, 4)
+    assert plan(replace(BOARD, first_seed=3), 4, seeds=2).seeds == (3, 1)
+    assert plan(replace(BOARD, first_seed=1), 4, seeds=1).seeds == (1,)
 
 
 def test_plan_rejects_no_seeds():

@@ -12,10 +12,14 @@ from compiler import arith
 from compiler.geometry import Geometry
 from hw.lanes import Lanes
 from sim import bench
-from sim.benches.points import Points, Ports, join
+from sim.benches.points import Points, Ports, join, split
 
 POINTS = {
     "plain": (Geometry(output_lanes=4, pump=1, residual_bits=16), "inferred"),
+    "abreast": (
+        Geometry(input_lanes=8, output_lanes=4, pixel_lanes=4, pump=1, stream_bits=32),
+        "inferred",
+    ),
     "small": (Geometry(input_lanes=4, output_lanes=8, pump=1, stream_bits=32), "inferred"),
     "shallow": (Geometry(input_lanes=2, pump=1, stream_bits=32), "inferred"),
     "pumped": (Geometry(activation_bits=3, output_lanes=4, stream_bits=32), "inferred"),
@@ -115,8 +119,9 @@ async def _run(dut, name: str, geometry: Geometry, tiles: int, gap: float) -> in
         words, sums = draw.tile(kind)
         steps += [(*word, sums) for word in words]
     values = g.output_lanes * g.pixel_lanes
+    ticks, together = g.slot_ticks, g.slot_abreast
     # By cycle in which sums are read: what to address, and what must then come.
-    due: dict[int, tuple[int, int]] = {}
+    due: dict[int, tuple[int, list[int]]] = {}
     weights, expected = None, None
     cycle = held = clear = 0
     while steps or due or expected is not None:
@@ -129,13 +134,16 @@ async def _run(dut, name: str, geometry: Geometry, tiles: int, gap: float) -> in
             x, weights, last, slice_end, sums = steps.pop(0)
             ports.x.value, ports.last.value, ports.slice_end.value = x, last, slice_end
             if last:
-                first = (cycle + g.lane_cycles) * g.slot_values
-                due |= {first + i: (i, total) for i, total in enumerate(sums)}
+                first = (cycle + g.lane_cycles) * ticks
+                due |= {
+                    first + n: (i, sums[i : i + together])
+                    for n, i in enumerate(range(0, values, together))
+                }
                 clear = cycle + max(-(-values // g.slot_values), g.tiles_apart)
         for number in range(g.pump):
-            reads = number < g.slot_values
+            reads = number < ticks
             if reads:
-                asked = cycle * g.slot_values + number
+                asked = cycle * ticks + number
                 address, coming = due.pop(asked, (int(rng.integers(values)), None))
                 ports.sum_address.value = address
             ports.weights.value = known >> number * g.pass_weight_bits & (
@@ -145,9 +153,10 @@ async def _run(dut, name: str, geometry: Geometry, tiles: int, gap: float) -> in
             if not reads:
                 continue
             if expected is not None:
-                got = ports.sum.value.to_signed()
+                word = int(ports.sum.value)
+                got = split(word, g.accumulator_bits, together, signed=True).tolist()
                 assert got == expected, f"{name}, value {held}: expected {expected}, got {got}"
-                held += 1
+                held += together
             expected = coming
         cycle += 1
     ports.valid.value = 0

@@ -103,7 +103,7 @@ class _Engine:
             await (self.edge if last else FallingEdge(self.ports._dut.clk))
             if kind == "weight":
                 halves.append(int(self.ports.weights.value))
-            elif half == self.g.pump - self.g.slot_values:
+            elif half == self.g.pump - self.g.slot_ticks:
                 early = int(self.ports.gain.value) << self.g.bias_bits | int(self.ports.bias.value)
                 stairs = int(self.ports.stairs.value) << self.g.early_bits
         return join(halves, self.g.pass_weight_bits) if kind == "weight" else stairs | early

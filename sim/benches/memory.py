@@ -6,7 +6,7 @@ from dataclasses import asdict, replace
 
 import cocotb
 import numpy as np
-from amaranth.hdl import Cat, Module
+from amaranth.hdl import Module
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, connect, flipped
 from cocotb.triggers import RisingEdge
@@ -26,6 +26,10 @@ POINTS = {
     "inferred": (replace(Geometry(), memory_depth=64), "inferred"),
     "spram": (Geometry(), "spram"),
     "odd": (WIDE, "inferred"),
+    "two_ports": (
+        replace(Geometry(), memory_depth=64, two_ports=True),
+        "inferred",
+    ),
     "odd_spram": (replace(WIDE, word_channels=16, pixel_lanes=2), "spram"),
 }
 
@@ -78,10 +82,9 @@ class SharedMemory(wiring.Component):
                     m.d.sync += inside.eq(port)
                 else:
                     m.d.comb += port.eq(inside)
-        m.d.comb += self._arbiter.soon.eq(Cat(getattr(self, n).valid for n in GROUPS[0]).any())
-        for name in ("write", "address", "write_data", "write_mask"):
-            m.d.comb += getattr(self._memory, name).eq(getattr(self._arbiter, name))
-        m.d.comb += self._arbiter.read_data.eq(self._memory.read_data)
+        for name, kind in GROUPS[0].items():
+            m.d.comb += getattr(self._arbiter.soon, kind).eq(getattr(self, name).valid)
+        self._arbiter.attach(m, self._memory)
         return m
 
 
@@ -109,12 +112,17 @@ class _Model:
         old = self.rows.get(address, np.zeros_like(lanes))
         self.rows[address] = np.where(chosen, lanes, old)
 
-    def serve(self, client: str, request: dict[str, int]) -> tuple[str, int] | None:
-        """Do what a client asks for; returns it with what it must then read."""
-        if CLIENTS[client] == "read":
-            return client, self.read(request["address"])
-        self.write(**request)
-        return None
+    def serve(self, granted: dict[str, tuple[str, dict[str, int]]]) -> tuple[str, int] | None:
+        """Do what is asked for by port; returns the client that reads with what it must read.
+
+        What is written in the same cycle is not there yet.
+        """
+        asked = dict(granted.values())
+        readers = [client for client in asked if CLIENTS[client] == "read"]
+        read = [(client, self.read(asked[client]["address"])) for client in readers]
+        for client in asked.keys() - readers:
+            self.write(**asked[client])
+        return read[0] if read else None
 
     def read(self, address: int) -> int:
         return join(self.rows[address], self.g.activation_bits)
@@ -145,13 +153,19 @@ async def _run(dut, name: str, geometry: Geometry, cycles: int) -> int:
         assert ports["third"].ready.value == 1
         model.write(**request)
     ports["third"].valid.value = 0
+    port = {kind: kind if geometry.two_ports else "both" for kind in ("read", "write")}
+    sharing = [
+        {client for client, kind in group.items() if port[kind] == of}
+        for group in GROUPS
+        for of in dict.fromkeys(port.values())
+    ]
     asked: dict[str, dict[str, int]] = {}
     due: tuple[str, int] | None = None
-    late: tuple[str, dict[str, int]] | None = None  # of the first, on its way
+    late: dict[str, tuple[str, dict[str, int]]] = {}  # by port, of the first, on its way
     reads = 0
     for _ in range(cycles):
         for client in CLIENTS:
-            others = next(group for group in GROUPS if client in group)
+            others = next(group for group in sharing if client in group)
             if asked.keys().isdisjoint(others) and rng.random() < 0.35:
                 asked[client] = ask(client)
         await edge
@@ -159,17 +173,16 @@ async def _run(dut, name: str, geometry: Geometry, cycles: int) -> int:
             got = int(ports[due[0]].data.value)
             assert got == due[1], f"{name}: {due[0]} must read {due[1]:#x}, not {got:#x}"
             reads += 1
-        granted, late = late, None
+        granted, late = late, {}
         for i, group in enumerate(GROUPS):
-            ready = i == 0 or granted is None
-            for client in group:
+            before = set(granted)
+            for client, kind in group.items():
+                ready = i == 0 or port[kind] not in before
                 assert ports[client].ready.value == ready, f"{name}: ready of {client}"
-            asks = next(iter(asked.keys() & group.keys()), None)
-            if asks and ready:
-                ports[asks].valid.value = 0
-                taken = asks, asked.pop(asks)
-                late, granted = (taken, granted) if i == 0 else (late, taken)
-        due = model.serve(*granted) if granted else None
+                if client in asked and ready:
+                    ports[client].valid.value = 0
+                    (late if i == 0 else granted)[port[kind]] = client, asked.pop(client)
+        due = model.serve(granted)
     return reads
 
 

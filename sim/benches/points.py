@@ -66,6 +66,18 @@ PAIR = Geometry(
 )
 """Two pixels at once, and two steps a memory word."""
 
+TWO_PORTS = Geometry(
+    input_lanes=8,
+    output_lanes=4,
+    pixel_lanes=4,
+    pump=1,
+    max_left_shift=1,
+    memory_depth=2048,
+    two_ports=True,
+    stream_bits=32,
+)
+"""Four pixels at once, residuals of 8 bits, and memory of block RAM whose ports are both used."""
+
 
 class Points(wiring.Component):
     """Several components side by side, each behind ports that begin with its name.

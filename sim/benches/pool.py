@@ -18,14 +18,14 @@ from compiler.program import Pool as PoolOp
 from compiler.schedule import Layer, Schedule, schedule
 from hw.layout import struct
 from hw.pool import Pool
-from hw.requantise import TileCounter, value_layout
+from hw.requantise import TileCounter, pooled_bits, value_layout
 from sim import bench
 from sim.benches.networks import PADDINGS, random_program
-from sim.benches.points import PAIR, SMALL, WIDE, Points, Ports, fields, join, split
+from sim.benches.points import PAIR, SMALL, TWO_PORTS, WIDE, Points, Ports, fields, join, split
 from sim.benches.window import pool_addresses
 from sim.drivers import STALLS, StreamSource
 
-POINTS = {"plain": Geometry(memory_depth=4096), "pair": PAIR}
+POINTS = {"plain": Geometry(memory_depth=4096), "pair": PAIR, "two_ports": TWO_PORTS}
 
 GRID = POINTS | {
     "small": SMALL,
@@ -122,7 +122,7 @@ async def _run(dut, name: str, geometry: Geometry, networks: int, stall: str) ->
     ports, edge, g = Ports(dut, name), RisingEdge(dut.clk), geometry
     rng = np.random.default_rng([cocotb.RANDOM_SEED, len(name)])
     layout, held = value_layout(g), 0
-    width = len(ports.value)
+    width = pooled_bits(g)
     for plan, layer, op in cases(g, networks):
         source, out = plan.program[op.source], plan.program[op.output]
         r = random_residuals(rng, source.shape, g.residual_bits)
@@ -137,7 +137,8 @@ async def _run(dut, name: str, geometry: Geometry, networks: int, stall: str) ->
         task = source_port.start(words)
         across = -(-out.width // g.pixel_lanes)
         tiles = (layer.record["groups_less"] + 1) * out.height * across
-        for n in range(tiles * g.residual_lanes):
+        together = g.slot_abreast
+        for n in range(0, tiles * g.residual_lanes, together):
             tile, lane = divmod(n, g.residual_lanes)
             channel, pixel = divmod(lane, g.pixel_lanes)
             plane, spot = divmod(tile, out.height * across)
@@ -146,17 +147,19 @@ async def _run(dut, name: str, geometry: Geometry, networks: int, stall: str) ->
             while not place["valid"]:
                 await edge
                 place = layout.from_bits(int(ports.place.value))
-            c, x = plane * g.residual_channels + channel, t * g.pixel_lanes + pixel
-            where = f"{name}, {layer.name} of {source.shape}, {plan.program.network}: {(c, y, x)}"
-            assert bool(place["fits"]) == (x < out.width), where
+            c, first = plane * g.residual_channels + channel, t * g.pixel_lanes + pixel
+            where = f"{name}, {layer.name} of {source.shape}, {plan.program.network}: {(c, y)}"
             assert g.pixel_lanes == 1 or place["pixel"] == pixel, where
-            ends = lane == g.residual_lanes - 1, spot == out.height * across - 1
+            ends = lane == g.residual_lanes - together, spot == out.height * across - 1
             assert (bool(place["word_end"]), bool(place["tile_last"])) == ends, where
-            if x < out.width:
-                expected = int(sums[c, y, x]) if c < source.channels else 0
-                got = int(split(int(ports.value.value), width, 1, signed=True)[0])
-                assert got == expected, f"{where}: expected {expected}, got {got}"
-            held += 1
+            values = split(int(ports.value.value), width, together, signed=True)
+            for i, got in enumerate(values.tolist()):
+                x = first + i
+                assert bool(place["fits"] >> i & 1) == (x < out.width), f"{where}, {x}"
+                if x < out.width:
+                    expected = int(sums[c, y, x]) if c < source.channels else 0
+                    assert got == expected, f"{where}, {x}: expected {expected}, got {got}"
+            held += together
             await edge
         await task
         await ClockCycles(dut.clk, 2 * g.residual_lanes)

@@ -26,6 +26,7 @@ from sim.benches.points import (
     EIGHT,
     PAIR,
     SMALL,
+    TWO_PORTS,
     WIDE,
     Points,
     Ports,
@@ -42,6 +43,7 @@ POINTS = {
     "slow": Geometry(memory_depth=4096, pumped_sums=False),
     "pumped_pair": replace(PAIR, pump=2, residual_bits=8, stream_bits=16),
     "eight": EIGHT,
+    "two_ports": TWO_PORTS,
 }
 
 GRID = POINTS | {
@@ -226,13 +228,14 @@ class _Bench:
             ports.byte.value = self.bytes[0] if self.bytes else self.noise(8)
             ports.quotient_done.value = int(divided == 1)
             divided = max(divided - 1, 0)
-            for half in range(g.slot_values):
+            for half in range(g.slot_ticks):
                 # Addressed in the lanes' cycle before, when a tile's sums may just have come.
-                known = asked < len(sums)
-                ports.sum.value = sums[asked] if known else self.noise(g.accumulator_bits - 1)
+                known = sums[asked : asked + g.slot_abreast]
+                word = join(known, g.accumulator_bits)
+                ports.sum.value = word if known else self.noise(len(ports.sum))
                 sums = due.pop(cycle, sums)
                 self.give_params(*addresses)
-                await (self.edge if half == g.slot_values - 1 else self.middle)
+                await (self.edge if half == g.slot_ticks - 1 else self.middle)
                 addresses = int(ports.bias_address.value), int(ports.stairs_address.value)
                 asked = int(ports.sum_address.value)
             cycle += 1
@@ -244,12 +247,14 @@ class _Bench:
             self.groups += int(ports.group_done.value)
             writes = ports.residual_write__valid.value == 1
             if ports.residual_read__valid.value == 1:
-                assert not writes, f"{self.name}: a residual is read while one is written"
+                assert g.two_ports or not writes, (
+                    f"{self.name}: a residual is read while one is written"
+                )
                 read = self.word(int(ports.residual_read__address.value))
             if writes:
                 self.write(ports.residual_write__address, ports.residual_write__data, -1)
             if ports.activation_write__valid.value == 1:
-                taken = writes or read is not None
+                taken = writes or (read is not None and not g.two_ports)
                 assert not taken, f"{self.name}: an activation is written beside a residual"
                 mask = int(ports.activation_write__mask.value)
                 self.write(ports.activation_write__address, ports.activation_write__data, mask)

@@ -30,6 +30,7 @@ POINTS = {
     "usual": (SMALL, 2),
     "b2": (B2, 2),
     "b8": (B8, 2),
+    "two_ports": (replace(SMALL, two_ports=True), 4),
     "half_words": (replace(SMALL, stream_bits=32), 2),
     "short_words": (replace(SMALL, stream_bits=16), 2),
     "quad": (SMALL, 4),
@@ -80,17 +81,15 @@ class StoreInMemory(wiring.Component):
             arbiter.other.address.eq(self.other.address),
         ]
         m.d.comb += [
-            arbiter.soon.eq(self.other.valid),
+            arbiter.soon.read.eq(self.other.valid),
             self.other.ready.eq(arbiter.other.ready),
             self.other.data.eq(arbiter.other.data),
         ]
         connect(m, store.write, arbiter.image_write)
         connect(m, store.read, arbiter.image_read)
         connect(m, store.o, flipped(self.o))
-        for name in ("write", "address", "write_data", "write_mask"):
-            m.d.comb += getattr(memory, name).eq(getattr(arbiter, name))
+        arbiter.attach(m, memory)
         m.d.comb += [
-            arbiter.read_data.eq(memory.read_data),
             store.stb.eq(self.stb),
             store.data.eq(self.data),
             self.room.eq(store.room),

@@ -235,13 +235,24 @@ def test_a_pool_s_shift_beyond_the_engine_s() -> None:
     ("options", "engine", "width"),
     [
         ({}, {}, 8),
-        ({}, {"pump": 1}, 16),
+        ({}, {"pump": 1}, 8),
+        ({}, {"pump": 1, "residual_bits": 16, "max_left_shift": 5}, 16),
+        ({"shape": (6, 12, 12), "bits": 2}, {"pump": 1, "pixel_lanes": 4}, 16),
         ({}, {"plain_input": True}, 16),
         ({"shape": (6, 8, 8)}, {}, 16),
         ({"bits": 8, "shape": (2, 8, 8)}, {"plain_input": True}, 8),
         ({"bits": 5}, {}, 16),
     ],
-    ids=["usual", "one pass", "plain input", "six channels", "one slice", "five bits"],
+    ids=[
+        "usual",
+        "one pass",
+        "summed",
+        "fewer pixels",
+        "plain input",
+        "six channels",
+        "one slice",
+        "five bits",
+    ],
 )
 def test_slices_of_the_image_widen_the_stream(
     options: dict[str, Any], engine: dict[str, Any], width: int

@@ -8,6 +8,8 @@ import pytest
 
 from compiler import cycles
 from compiler.geometry import Geometry
+from compiler.schedule import schedule
+from tests.support.networks import random_program
 
 DIVIDING = Geometry(addend_division=True, max_left_shift=5)
 
@@ -24,3 +26,20 @@ def test_divided_addends_never_meet_at_the_port(bits: int, residual_bits: int, p
         record = {"pool": 0, "maximum": 0, "divide": 1, "divide_sum": divide_sum}
         reads, writes, _ = cycles._accesses(record, geometry)
         assert set(reads).isdisjoint(writes)
+
+
+def test_two_ports_are_not_waited_for() -> None:
+    """Reads and writes at once: a layer of the residual stream is done sooner, none later."""
+    program = random_program(0, 8, depth=8, width=1, shape=(3, 12, 12), classes=10)
+    one = schedule(program, Geometry(pixel_lanes=4, pump=1))
+    two = schedule(program, replace(one.geometry, two_ports=True))
+    pairs = list(zip(one.layers, two.layers, strict=True))
+    assert all(b.cycles <= a.cycles for a, b in pairs)
+    assert any(b.cycles < 0.9 * a.cycles for a, b in pairs if a.record["residual"])
+
+
+def test_maps_lie_close_together() -> None:
+    """WRN 20-2: the image, a residual stream and an activation, 8 words of guard between them."""
+    program = random_program(0, 8, depth=20, width=2, shape=(3, 32, 32), classes=10)
+    laid_out = schedule(program, Geometry())
+    assert laid_out.geometry.memory_depth - laid_out.room == 2 * 1028 + 4096 + 2048

@@ -101,7 +101,9 @@ def test_arbiter_wrong_kind():
 def test_pool_word_of_too_many_residuals():
     geometry = Geometry(input_lanes=8, output_lanes=16, word_channels=64, residual_bits=16)
     assert geometry.residual_lanes == 16
-    with pytest.raises(ValueError, match=r"^residual_lanes must be at most 9, not 16$"):
+    with pytest.raises(
+        ValueError, match=r"^residual_lanes must be given in at most 9 cycles, not 16$"
+    ):
         Pool(geometry)
 
 

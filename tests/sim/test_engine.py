@@ -224,6 +224,8 @@ GEOMETRIES = {
     "px2_8x4": {"input_lanes": 8, "output_lanes": 4, "pixel_lanes": 2, "stream_bits": 16},
     "px4": {"pixel_lanes": 4},
     "px4_wide": {"input_lanes": 32, "pixel_lanes": 4, "word_channels": 32, "bias_bits": 15, **WIDE},
+    "px4_one_pass": {"pixel_lanes": 4, "pump": 1},
+    "two_ports": {"pixel_lanes": 4, "pump": 1, "two_ports": True},
     "residual14": WIDE | {"residual_bits": 14},
     "residual16": WIDE,
     "residual20": WIDE | {"residual_bits": 20},

@@ -54,13 +54,14 @@ GEOMETRIES = {
     2: small(2, (8, 4, 2), 16, stream_bits=16),
     3: small(3, (4, 8, 1), 16, pump=1, residual_bits=16, stream_bits=16),
     4: small(4, (16, 8, 1), 16, stream_bits=64),
-    5: small(5, (8, 8, 4), 16, pump=1, residual_bits=16, stream_bits=32),
+    5: small(5, (8, 8, 4), 16, pump=1, two_ports=True, stream_bits=32),
     6: small(6, (4, 4, 1), 8, stream_bits=8),
     7: small(7, (8, 4, 2), 8, stream_bits=16),
     8: small(8, (8, 8, 1), 8, pump=1, residual_bits=16, stream_bits=32),
 }
-"""By width: one, two and four pixels at once, one to four steps a memory word, lanes as fast as the
-engine, with residual streams of 16 bits, and twice as fast, with 8."""
+"""By width: one, two and four pixels at once, one to four steps a memory word, memory of one port
+and of two, lanes as fast as the engine, with residual streams of 16 bits and 8, and twice as
+fast."""
 
 
 def drawn(number: int, geometry: Geometry) -> Program:
