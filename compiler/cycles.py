@@ -78,12 +78,15 @@ class FlashPace:
     ----------
     unit_cycles, unit_bits : int
         Cycles that a unit takes, which is stored at once, and its bits.
+    spare_cycles : int
+        That a unit may wait for the memory before the flash waits too.
     start_cycles : int
         From the end of a pass to the first bits of the next.
     """
 
     unit_cycles: int
     unit_bits: int
+    spare_cycles: int
     start_cycles: int
 
 
@@ -109,26 +112,36 @@ class Flash:
     ring: int
     ahead: int
     coming: int
-    cycle: int = 0  # of the unit, negative before it
+    cycle: int = 0  # of the unit, negative before it; it is to be written in the last one
+    waited: int = 0  # cycles in that one, of those that are spare: the next unit comes meanwhile
     unit: int = 0  # of the word
 
     def writes(self) -> bool:
         """Whether a unit wants to be written in this cycle."""
         return self.cycle == self.pace.unit_cycles - 1 and self.ahead < self.ring
 
-    def run(self, cycles: int = 1) -> None:
-        """Let time pass, in which the memory takes what comes."""
-        pace = self.pace
-        while cycles and self.ahead < self.ring:
-            step = min(cycles, pace.unit_cycles - self.cycle)
+    def run(self, cycles: int = 1, *, writes: bool = True) -> None:
+        """Let time pass; ``writes`` says whether the memory takes what comes."""
+        last = self.pace.unit_cycles - 1
+        while cycles:
+            step = min(cycles, last - self.cycle)
             self.cycle, cycles = self.cycle + step, cycles - step
-            if self.cycle == pace.unit_cycles:
-                self.cycle, self.unit = 0, self.unit + 1
-            if self.unit == self.word_units:
-                self.unit, self.ahead, self.coming = 0, self.ahead + 1, self.coming - 1
-                if not self.coming:
-                    between = AGAIN_BITS // pace.unit_bits * pace.unit_cycles
-                    self.cycle = -between - pace.start_cycles
+            if not cycles:
+                return
+            if not (writes and self.ahead < self.ring):
+                self.waited = min(self.waited + cycles, self.pace.spare_cycles)
+                return
+            self._written()
+            cycles -= 1
+
+    def _written(self) -> None:
+        self.cycle, self.waited, self.unit = self.waited, 0, self.unit + 1
+        if self.unit == self.word_units:
+            self.unit, self.ahead, self.coming = 0, self.ahead + 1, self.coming - 1
+            if not self.coming:
+                pace = self.pace
+                between = AGAIN_BITS // pace.unit_bits * pace.unit_cycles
+                self.cycle = -between - pace.start_cycles
 
     def shares(self, reads: bool, writes: bool, wants: bool, one: bool) -> tuple[bool, bool]:
         """One cycle of the memory's ports, of which a unit goes before a word that is wanted.
@@ -136,13 +149,11 @@ class Flash:
         ``reads`` and ``writes`` say which are free; ``one``, that they are one and the same.
         Returns whether there is still one to read by, and whether there is such a word.
         """
-        comes = self.writes()
-        if comes and one:
+        if one and self.writes():
             reads = wants = False
         wants = wants and self.ahead > 0
         self.ahead -= wants and reads
-        if writes or not comes:  # else the unit waits for the port, and the flash with it
-            self.run()
+        self.run(writes=writes)
         return reads, wants
 
     def take(self) -> int:

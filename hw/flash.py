@@ -149,7 +149,10 @@ class FlashReader(wiring.Component):
     @property
     def pace(self) -> FlashPace:
         """For the prediction of cycles."""
-        return FlashPace(UNIT_CLOCKS * self._cycles, UNIT_CLOCKS * self._lines, self.start_cycles)
+        unit = UNIT_CLOCKS * self._cycles
+        # From a look at `room` to the unit in the memory's way (`hw.store`); looks go on meanwhile.
+        arrives = unit + self._cycles + self._late + 2
+        return FlashPace(unit, UNIT_CLOCKS * self._lines, -arrives % unit, self.start_cycles)
 
     def elaborate(self, platform: object) -> Module:
         m = Module()

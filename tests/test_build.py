@@ -189,11 +189,11 @@ def test_refuses_to_start_where_nothing_is(refused):
 
 
 def test_refuses_maps_that_leave_no_room_for_the_image(refused, tmp_path, monkeypatch):
-    """Not even for as much as is read ahead: 24 words here."""
+    """Not even for as much as is read ahead, 64 words here."""
     monkeypatch.setattr("compiler.image.LEAST_RING", 64)
     small = replace(BOARD, geometry=replace(BOARD.geometry, memory_depth=8192))
     monkeypatch.setattr(records, "BOARDS", (small,))
-    network = Network(8, 1.25, 10, (1, 30, 31))
+    network = Network(8, 1.25, 10, (1, 31, 33))
     code, said = refused(saved(tmp_path / "x.pt", network), "--activation-bits", "4")
     assert code == 1
     assert "words for maps and" in said
