@@ -221,9 +221,10 @@ def estimate(geometry: Geometry, board: Board) -> Cells:
     bram = blocks(g.pass_weight_bits, g.weight_depth * g.pump)
     bram += g.pixel_lanes * blocks(g.word_bits, g.window_depth)
     bram += SumMemory(g, board.memory).num_blocks
-    if board.family == "ice40":  # an ECP5 has parameters in LUTs; a block in both parts is a copy
-        bram += -(-g.early_bits // wide) - g.early_bits // wide
-        bram += blocks(g.param_bits, 2 * g.output_lanes)
+    params = 2 * g.groups_at_once * g.output_lanes
+    if board.family == "ice40" or params > 32:  # fewer stand in an ECP5's LUTs
+        bram += -(-g.early_bits // wide) - g.early_bits // wide  # a block in both parts is a copy
+        bram += blocks(g.param_bits, params)
     if board.memory == "spram":  # elsewhere strides stand in registers: see `hw.pointer`
         bram += (3 if g.residuals else 1) * blocks(g.address_bits, len(g.stride_rows))
     if board.memory == "inferred":

@@ -158,7 +158,8 @@ def drive(
     for name, (port, _) in special.items():
         driven = port
         if located[name].pulse:
-            whole, half = Signal(name="clock_whole"), Signal(name="clock_half")
+            # Neither is reset: then a reset does not end a pulse early.
+            whole, half = Signal(name="clock_whole", reset_less=True), Signal(name="clock_half")
             m.d.sync += whole.eq(half)
             m.d.falling += half.eq(whole ^ port)
             driven = whole ^ half

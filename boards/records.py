@@ -331,6 +331,8 @@ ULX3S_25F = Board(
         pixel_lanes=4,
         pump=1,
         two_ports=True,
+        planes_apart=True,
+        paired_groups=True,
         weight_depth=512,
         memory_depth=8192,
     ),

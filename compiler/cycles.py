@@ -94,6 +94,9 @@ class FlashPace:
 class Flash:
     """Words on their way from flash into the ring (`hw.flash`, `hw.store`) during a picture.
 
+    A unit that waits longer than is spare makes all that follow it late: where several wait so one
+    after another that is too much, for the first of them is on its way already.
+
     Attributes
     ----------
     pace : FlashPace
@@ -258,7 +261,7 @@ class _Load:
         """Whether a word is asked for: one is on its way at a time."""
         if self.arriving or self.group > self.r["groups_less"]:
             return False
-        if self.word < self.g.output_lanes * self.g.param_words:
+        if self.word < self._params:
             return self.banks < 2
         return self.steps < self.g.weight_depth
 
@@ -269,7 +272,7 @@ class _Load:
             self.steps -= self.r["weight_words"]
         if self.arriving:
             self.word += 1
-            params, parts = self.g.output_lanes * self.g.param_words, self._parts
+            params, parts = self._params, self._parts
             if self.word == params:
                 self.banks += 1
             elif self.word > params and (self.word - params) % parts == 0:
@@ -277,6 +280,10 @@ class _Load:
             if self.word == params + self.r["weight_words"] * parts:
                 self.ready, self.group, self.word = self.ready + 1, self.group + 1, 0
         self.arriving = granted
+
+    @property
+    def _params(self) -> int:
+        return self.g.output_lanes * self.g.param_words * (1 + self.r.get("paired", 0))
 
     @property
     def _parts(self) -> int:
@@ -313,6 +320,59 @@ class _Fetch:
             self.busy = False
 
 
+class _Walk:
+    """The reader of the window buffer (`hw.window`); words are counted from the layer's first.
+
+    Attributes
+    ----------
+    at, farthest : int
+        The word that the first pixel lane takes next, and the last of what all lanes take then.
+    freed : int
+        Words before this one make room.
+    last, ends_group : bool
+        The word taken last ends a tile; and a group.
+    more : bool
+        There is another word to take.
+    """
+
+    def __init__(self, r: Record, g: Geometry) -> None:
+        self._window, self._shared = r["window_less"] + 1, r["shared"]
+        self._across, self._lines = r["tiles_less"] + 1, r["height_out_less"] + 1
+        rows, words = r["kernel_h_less"] + 1, r["words_less"] + 1
+        self._line_words = (r["columns_less"] + 1) * rows * words
+        self._onward = r["step_window"] + self._window - 1 & 2 * g.window_depth - 1
+        reach = (g.pixel_lanes - 1) * r["step_pixel"]
+        self._reach = max(reach, 0)
+        self._turns, self._groups = 1 + r.get("paired", 0), r["groups_less"] + 1
+        self._base = self._place = self._tile = self._line = self._turn = 0
+        self.at = self.freed = 0
+        self.farthest = self._reach
+        self.last, self.ends_group, self.more = False, False, True
+
+    def take(self) -> None:
+        """Take the next word."""
+        self._place += 1
+        self.last, self.ends_group = self._place == self._window, False
+        if self._shared:
+            self.freed = self._base + self._place
+        if self.last:
+            self._place, self._turn = 0, self._turn + 1
+            if self._turn == self._turns:
+                self._next_tile()
+        self.at = self._base + self._place
+        self.farthest = self.at + self._reach
+
+    def _next_tile(self) -> None:
+        self._turn, self._tile = 0, self._tile + 1
+        self._base += self._onward
+        if self._tile == self._across:
+            self._tile, self._line = 0, self._line + 1
+            self._base = self._line * self._line_words
+            self.ends_group = self._line % self._lines == 0
+            self.more = self._line < self._lines * self._groups
+        self.freed = self._base
+
+
 @cache
 def _group_ends(items: tuple[tuple[str, int], ...], g: Geometry) -> list[int]:
     """What `_play` makes of a record's items where the Image is resident."""
@@ -330,21 +390,17 @@ def _play(r: Record, g: Geometry, flash: Flash | None) -> list[int]:
     paced = r["residual"] and not r["divide"] and not r["pool"]
     pattern = [g.lane_cycles + c for c in g.booked] if paced else []
     halves, apart = 1 if r["pool"] else g.halves, _tiles_apart(r, g)
-    window, across, lines = r["window_less"] + 1, r["tiles_less"] + 1, r["height_out_less"] + 1
-    line_words = (r["columns_less"] + 1) * (r["kernel_h_less"] + 1) * (r["words_less"] + 1)
-    farthest = (g.pixel_lanes - 1) * r["step_pixel"]
-    onward = r["step_window"] + window - 1 & 2 * g.window_depth - 1
+    walk = _Walk(r, g)
     booked: set[int] = set()  # cycles that a tile might use, and those it does
     taken_reads: set[int] = set()
     taken_writes: set[int] = taken_reads if not g.two_ports else set()
     released: set[int] = set()
     ends: list[int] = []
-    base = place = freed = tile = line = launched = 0
-    held, last, half, clear, cycle = False, False, 0, 0, 0
-    tile_ends_group, room = False, True
+    launched = half = clear = cycle = 0
+    held, room = False, True
     while len(ends) <= r["groups_less"]:
         port = cycle not in taken_reads
-        coming_room = fetch.fired - freed < g.window_depth - 1
+        coming_room = fetch.fired - walk.freed < g.window_depth - 1
         wants = load.wants() and not fetch.asks(room)
         if flash is not None:
             port, wants = flash.shares(port, cycle not in taken_writes, wants, not g.two_ports)
@@ -354,17 +410,16 @@ def _play(r: Record, g: Geometry, flash: Flash | None) -> list[int]:
         start = start and launched <= r["groups_less"]
         final = half == halves - 1
         gate = cycle >= clear and booked.isdisjoint(cycle + c for c in pattern)
-        valid = held and (gate or not (last and final))
-        take = (not held or (valid and final)) and line < lines * (r["groups_less"] + 1)
-        take = take and base + place + farthest < fetch.written and base + place < fetch.written
-        if valid and final and last:
+        valid = held and (gate or not (walk.last and final))
+        take = (not held or (valid and final)) and walk.farthest < fetch.written and walk.more
+        if valid and final and walk.last:
             clear = cycle + apart
             booked.update(cycle + c for c in pattern)
             group = len(ends)
             taken_writes.update(cycle + c for c in writes if r["residual"])
             taken_reads.update(cycle + c for c in reads if group < r["residual_groups"])
             taken_writes.update(cycle + c for c in activations if r["requantise"] or r["maximum"])
-            if tile_ends_group:
+            if walk.ends_group:
                 ends.append(cycle)
                 done = cycle + _tail(r, g)
                 if r["last"]:
@@ -374,20 +429,10 @@ def _play(r: Record, g: Geometry, flash: Flash | None) -> list[int]:
                     done = clear
                 released.add(done + 1)
         if take:
-            held, last, half = True, place == window - 1, 0
-            if base + place == fetch.marked:
+            held, half = True, 0
+            if walk.at == fetch.marked:
                 fetch.marked = None
-            place += 1
-            if r["shared"]:
-                freed = base + place
-            if last:
-                tile += 1
-                base += onward
-                if tile == across:
-                    tile, line = 0, line + 1
-                    base = line * line_words
-                place, freed = 0, base
-                tile_ends_group = tile == 0 and line % lines == 0
+            walk.take()
         elif valid and final:
             held = False
         elif valid:

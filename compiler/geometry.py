@@ -102,6 +102,11 @@ class Geometry:
         Words (of word_channels * activation_bits) of activation memory.
     two_ports : bool
         It is read and written in the same cycle, different words of it, as block RAMs can be.
+    planes_apart : bool
+        The second plane of a map of activations may lie anywhere; so the last plane of a map is
+        written where one of its input was.
+    paired_groups : bool
+        Two groups of output channels may take each window in turn, which so is fetched once.
     weight_depth : int
         Steps of weights (input_lanes * output_lanes bits each) the ring buffer holds.
     map_bits, channel_bits : int
@@ -151,6 +156,8 @@ class Geometry:
     plain_input: bool = False
     pad_bits: int = 1
     two_ports: bool = False
+    planes_apart: bool = False
+    paired_groups: bool = False
     residuals: bool = True
     max_pool: bool = False
     addend_division: bool = False
@@ -264,6 +271,23 @@ class Geometry:
     def input_columns(self) -> int:
         """Columns of the image in one memory word."""
         return 1 if self.plain_input else 3
+
+    @property
+    def scattered(self) -> bool:
+        """Whether a record says how far planes of activations lie apart."""
+        return self.planes_apart or self.paired_groups
+
+    @property
+    def groups_at_once(self) -> int:
+        """Groups of output channels whose parameters a bank holds."""
+        return 2 if self.paired_groups else 1
+
+    @property
+    def input_first(self) -> int:
+        """Address of the image. Below are the rows by which a plane that takes its place is ahead
+        of it, and those by which the next is ahead of that one."""
+        follows = self.planes_apart and self.output_lanes == self.word_channels
+        return 1 << self.map_bits if follows else 0
 
     @property
     def input_slices(self) -> int:
@@ -486,7 +510,9 @@ class Geometry:
     @property
     def digest(self) -> int:
         """32 bits that tell one geometry, and its layouts, from another; an Image carries them."""
-        text = ",".join(f"{f.name}={getattr(self, f.name)}" for f in fields(self))
+        told = ("planes_apart", "paired_groups")  # by the record's layout
+        names = [f.name for f in fields(self) if f.name not in told]
+        text = ",".join(f"{name}={getattr(self, name)}" for name in names)
         text += repr((self.header_fields, self.param_fields, self.record_layouts))
         return zlib.crc32(text.encode())
 
@@ -594,6 +620,10 @@ class Geometry:
             ),  # from a window's last word to the next one's first
             ("step_pixel", self.window_bits if self.pixel_lanes > 1 else 0),  # to the next lane's
             ("out_first", self.address_bits),  # of activations
+            # from a plane of them to the next
+            *((("out_plane", self.address_bits),) if self.scattered else ()),
+            # each window is taken by a group and by the next: a group here is both
+            *((("paired", 1),) if self.paired_groups else ()),
         )
 
     @property

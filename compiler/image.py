@@ -283,7 +283,7 @@ def check_room(image: Image, laid_out: Schedule) -> None:
     need = min(words, LEAST_RING)
     if image.room >= need:
         return
-    reach = next(r for r in laid_out.regions if need + r.first + r.words > depth)
+    reach = next(r for r in laid_out.regions if need + r.end > depth)
     most = depth - image.room
     raise CapacityError(
         f"{reach.tensor}: activation memory needs {most:,} words for maps and {need:,} for the "
@@ -375,7 +375,8 @@ class _Reader:
             return ImageLayer(name, record, (), b"")
         params, signs = [], []
         for _ in range(record["groups_less"] + 1):
-            params.append(tuple(self.param() for _ in range(g.output_lanes)))
+            channels = g.output_lanes * (1 + record.get("paired", 0))
+            params.append(tuple(self.param() for _ in range(channels)))
             words = self.take(record["weight_words"] * g.weight_bits // g.stream_bits)
             coded = np.frombuffer(words.tobytes(), np.uint8)
             bits = np.unpackbits(coded, bitorder="little")

@@ -139,7 +139,8 @@ def _costs(laid_out: Schedule) -> dict[str, dict[str, Any]]:
         for tensor in (layer.residual, layer.activation):
             if tensor is not None:
                 place = laid_out.region(tensor)
-                shown = f"{tensor} {place.first}..{place.first + place.words - 1}"
+                where = (f"{first}..{first + words - 1}" for first, words in place.extents)
+                shown = f"{tensor} {', '.join(where)}"
                 if shown not in entry["regions"]:
                     entry["regions"] += (shown,)
     return found

@@ -13,7 +13,7 @@ divided) finishes a convolution over nothing but padding.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from itertools import chain
 
@@ -62,11 +62,27 @@ class Region:
 
     Activations: word ``first + (c // K) * H*W + y*W + x`` holds channels of pixel (x, y).
     Residuals: word ``first + (c // R) * H*T + y*T + x // P`` with T tiles a row.
+    If not 0, ``apart`` is how far the second of two planes of activations lies from the first,
+    in the place of H*W.
     """
 
     tensor: str
     first: int
     words: int
+    apart: int = 0
+
+    @property
+    def extents(self) -> tuple[tuple[int, int], ...]:
+        """(first, words) of each part that lies together, in order."""
+        if not self.apart:
+            return ((self.first, self.words),)
+        half = self.words // 2
+        return ((self.first, half), (self.first + self.apart, half))
+
+    @property
+    def end(self) -> int:
+        """The first word behind all of it."""
+        return max(first + words for first, words in self.extents)
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +144,7 @@ class Schedule:
     @property
     def room(self) -> int:
         """Words of activation memory behind all maps."""
-        return self.geometry.memory_depth - max(r.first + r.words for r in self.regions)
+        return self.geometry.memory_depth - max(r.end for r in self.regions)
 
     @property
     def cycles(self) -> int:
@@ -247,7 +263,7 @@ def streamed(laid_out: Schedule, room: int, pace: FlashPace) -> Schedule:
         words += steps * g.weight_bits // g.stream_bits
     # The ring is full, and a unit waits for room; the first record is read faster than more come.
     units, last = g.stream_bits // pace.unit_bits, pace.unit_cycles - 1
-    flash = Flash(pace, units, room, room, words - room, last, pace.spare_cycles)
+    flash = Flash(pace, units, room, room, words - room, cycle=last, waited=pace.spare_cycles)
     then_next(0, g, flash)
     layers = _timed(laid_out.layers, program, g, flash)
     return replace(laid_out, layers=layers, streamed=True)
@@ -388,32 +404,56 @@ def _words(tensor: Tensor, first: bool, geometry: Geometry) -> int:
     return -(-tensor.channels // geometry.word_channels) * tensor.height * tensor.width
 
 
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """One of a tensor's planes of activations, or the whole tensor, in a `_Block`."""
+
+    tensor: str
+    plane: int
+    offset: int
+
+
 @dataclass(slots=True)
 class _Block:
-    """Words that tensors have to themselves for some layers, inclusive; the input from -1 on."""
+    """Words that are wanted for some layers, inclusive; the input from -1 on.
+
+    ``at`` is where it has to lie, if anywhere.
+    """
 
     where: str
     words: int
     start: int
     end: int
-    tensors: list[str]
+    parts: list[_Part]
+    at: int | None = None
     first: int = 0
 
     def meets(self, other: _Block) -> bool:
         """Whether both are wanted at a time."""
         return self.start <= other.end and other.start <= self.end
 
+    def follow(self, part: _Part, end: int) -> None:
+        """Give it another part, for whose sake the others begin as much later as that earlier."""
+        lag = -part.offset
+        self.words, self.end = self.words + lag, end
+        if self.at is not None:
+            self.at -= lag
+        self.parts = [replace(p, offset=p.offset + lag) for p in (*self.parts, part)]
+
 
 def _plan_memory(program: Program, fused: list[Fused], geometry: Geometry) -> tuple[Region, ...]:
-    """Each as low as it goes, the largest first or the earliest; a residual sum stays where its
-    first addend was.
+    """Each as low as it goes, in several orders of which the best is taken; a residual sum stays
+    where its first addend was.
 
-    The input comes before all: `hw.writer` puts it at address 0.
+    With `Geometry.planes_apart` also with planes that follow their layer's input.
     """
-    blocks, order = _blocks(program, fused, geometry)
-    largest = _placed(blocks, lambda b: (b.start >= 0, -b.words, b.start))
-    earliest = _placed(blocks, lambda b: (b.start >= 0, b.start, -b.words))
-    blocks = min(largest, earliest, key=lambda placed: max(b.first + b.words for b in placed))
+    blocks, order = _Blocks(program, fused, geometry).all()
+    plans = _placements(blocks)
+    # Which of an input's planes is followed decides whose room is free next. Where all choose alike
+    # three places are taken in turn; with one other choice the turns can end at any of them.
+    for swapped in range(len(fused) if geometry.planes_apart else 0):
+        plans += _placements(_Blocks(program, fused, geometry, swapped).all()[0])
+    blocks = min(plans, key=_reach)
     farthest = max(blocks, key=lambda b: b.first + b.words)
     used = farthest.first + farthest.words
     if used > geometry.memory_depth:
@@ -423,56 +463,170 @@ def _plan_memory(program: Program, fused: list[Fused], geometry: Geometry) -> tu
             "a narrower network",
             {"memory_depth": 1 << (used - 1).bit_length()},
         )
-    place = {name: block for block in blocks for name in block.tensors}
-    return tuple(Region(name, place[name].first, place[name].words) for name in order)
+    places: dict[str, dict[int, int]] = {}
+    for block in blocks:
+        for part in block.parts:
+            places.setdefault(part.tensor, {})[part.plane] = block.first + part.offset
+    return tuple(
+        Region(name, at[0], words, at[1] - at[0] if 1 in at else 0)
+        for name, words in order.items()
+        for at in [places[name]]
+    )
 
 
-def _placed(blocks: list[_Block], order: Callable[[_Block], tuple[int, ...]]) -> list[_Block]:
-    """In that order each behind those that are wanted with it, in the first gap that is wide
-    enough."""
+def _reach(blocks: list[_Block]) -> int:
+    return max(b.first + b.words for b in blocks)
+
+
+def _placements(blocks: list[_Block]) -> list[list[_Block]]:
+    """The largest first, or the earliest; then whichever reached farthest is placed before all
+    others, again and again, while that changes anything."""
+    plans = [_placed(sorted(blocks, key=lambda b: (b.start, -b.words)))]
+    order = sorted(blocks, key=lambda b: (-b.words, b.start))
+    for _ in blocks:
+        plans.append(_placed(order))
+        farthest = max(plans[-1], key=lambda b: b.first + b.words)
+        if farthest.at is not None or farthest.parts == order[0].parts:
+            break
+        order = [farthest, *(b for b in order if b.parts != farthest.parts)]
+    return plans
+
+
+def _placed(order: list[_Block]) -> list[_Block]:
+    """Each behind those that are wanted with it, in the first gap that is wide enough; but first of
+    all those that are told where."""
     placed: list[_Block] = []
-    for block in sorted(blocks, key=order):
-        first = 0
+    for block in sorted(order, key=lambda b: b.at is None):
+        first = block.at or 0
         for other in sorted(filter(block.meets, placed), key=lambda b: b.first):
-            if first + block.words <= other.first:
+            if block.at is not None or first + block.words <= other.first:
                 break
             first = max(first, other.first + other.words)
         placed.append(replace(block, first=first))
     return placed
 
 
-def _blocks(
-    program: Program, fused: list[Fused], geometry: Geometry
-) -> tuple[list[_Block], list[str]]:
-    """What has to be placed, and the tensors in the order in which they are written."""
-    last_use = {name: i for i, f in enumerate(fused) for name in f.reads()}
-    input_name = program.ops[0].output
-    blocks: list[_Block] = []
-    order: list[str] = []
+class _Blocks:
+    """What has to be placed.
 
-    def add(where: str, i: int, tensor: Tensor) -> None:
-        words = _words(tensor, tensor.name == input_name, geometry)
-        end = max(i, last_use.get(tensor.name, i))
-        blocks.append(_Block(where, words, i, end, [tensor.name]))
-        order.append(tensor.name)
+    A window's rows move down the map as its layer's outputs do. So when the last output channels
+    are computed, a plane of them may be written where a plane of the input was, a few rows behind
+    the windows (`_lag`): the earlier output channels alone need room beside the input.
 
-    add("input", -1, program[input_name])
-    for i, f in enumerate(fused):
-        if f.first and f.add is None and geometry.input_slices > geometry.window_slices:
-            out = program[f.op.output]
-            add(f.name, i, replace(out, name=f"{f.name}.slices", kind="residual"))
-        for name in f.writes():
-            old = f.add.residual if f.add and name == f.add.output else None
-            if old is not None:
-                if last_use[old] != i:
-                    raise CapacityError(f"{f.name}: residual {old} must not be read again later")
-                block = next(b for b in blocks if old in b.tensors)
-                block.tensors.append(name)
-                block.end = max(i, last_use.get(name, i))
-                order.append(name)
-            elif name in last_use or program[name].kind == "residual":
-                add(f.name, i, program[name])
-    return blocks, order
+    Parameters
+    ----------
+    swapped : int or None
+        The layer whose plane follows the other of its input's two: elsewhere it is the one that
+        follows none itself. None: no plane follows any.
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        fused: list[Fused],
+        geometry: Geometry,
+        swapped: int | None = None,
+    ) -> None:
+        self._program, self._fused, self._geometry = program, fused, geometry
+        self._last_use = {name: i for i, f in enumerate(fused) for name in f.reads()}
+        self._input = program.ops[0].output
+        maxima = (f for f in fused if isinstance(f.op, MaxPool))
+        pooled = {name for f in maxima for name in (f.source, f.op.output)}
+        # Maps in one piece, that are neither split nor follow.
+        self._whole = {self._input} | (set(self._last_use) if swapped is None else pooled)
+        self._swapped = swapped
+        self._blocks: list[_Block] = []
+        self._order: dict[str, int] = {}
+
+    def all(self) -> tuple[list[_Block], dict[str, int]]:
+        """Those, and the words of each tensor in the order in which they are written."""
+        g, program = self._geometry, self._program
+        self._add("input", -1, program[self._input])
+        image = self._blocks[0]
+        image.words, image.at = image.words + g.input_first, 0
+        image.parts = [_Part(self._input, 0, g.input_first)]
+        for i, f in enumerate(self._fused):
+            if f.first and f.add is None and g.input_slices > g.window_slices:
+                out = program[f.op.output]
+                self._add(f.name, i, replace(out, name=f"{f.name}.slices", kind="residual"))
+            for name in f.writes():
+                old = f.add.residual if f.add and name == f.add.output else None
+                if old is not None:
+                    self._continue(f, i, name, old)
+                elif name in self._last_use or program[name].kind == "residual":
+                    self._add(f.name, i, program[name])
+        return self._blocks, self._order
+
+    def _continue(self, f: Fused, i: int, name: str, old: str) -> None:
+        """A residual sum, in the place of its addend."""
+        if self._last_use[old] != i:
+            raise CapacityError(f"{f.name}: residual {old} must not be read again later")
+        block = self._of(old)[0]
+        block.follow(_Part(name, 0, 0), max(i, self._last_use.get(name, i)))
+        self._order[name] = self._order[old]
+
+    def _add(self, where: str, i: int, tensor: Tensor) -> None:
+        words = _words(tensor, tensor.name == self._input, self._geometry)
+        end = max(i, self._last_use.get(tensor.name, i))
+        planes = self._planes(tensor)
+        self._order[tensor.name] = words
+        for plane in range(planes):
+            part = _Part(tensor.name, plane, 0)
+            if plane < planes - 1 or not self._follows(i, tensor, part, end):
+                self._blocks.append(_Block(where, words // planes, i, end, [part]))
+
+    def _splits(self, tensor: Tensor) -> bool:
+        """Whether its planes, of which there are no more than two, may lie anywhere."""
+        few = tensor.channels <= 2 * self._geometry.word_channels
+        return few and tensor.kind == "activation" and tensor.name not in self._whole
+
+    def _planes(self, tensor: Tensor) -> int:
+        """How many blocks it has."""
+        if not self._splits(tensor):
+            return 1
+        return -(-tensor.channels // self._geometry.word_channels)
+
+    def _of(self, tensor: str) -> list[_Block]:
+        """Blocks in which it is the last part, and so at the beginning."""
+        return [b for b in self._blocks if b.parts[-1].tensor == tensor]
+
+    def _follows(self, i: int, tensor: Tensor, part: _Part, end: int) -> bool:
+        """Put a map's last plane where one of its layer's input was, if it may lie there."""
+        if not self._splits(tensor):
+            return False
+        f, g = self._fused[i], self._geometry
+        lag = self._lag(i)
+        if lag is None:
+            return False
+        if f.source == self._input:  # it stays where it is
+            at = g.input_first + _guard(g) - lag
+            if at < 0:
+                return False
+            words = tensor.height * tensor.width
+            self._blocks.append(_Block(f.name, words, i + 1, end, [part], at))
+            return True
+        hosts = sorted(self._of(f.source), key=lambda b: len(b.parts), reverse=i == self._swapped)
+        host = next((b for b in hosts if b.at is None or b.at >= lag), None)
+        if host is None:
+            return False
+        host.follow(replace(part, offset=-lag), end)
+        return True
+
+    def _lag(self, i: int) -> int | None:
+        """Words by which an output pixel has to lie before the input's that is as far in the map.
+
+        A tile is written when its windows, and all that comes before in the map's columns, have
+        been read, and each row of tiles reads its rows anew. None: it may not follow.
+        """
+        f, g = self._fused[i], self._geometry
+        if not isinstance(f.op, Conv) or f.summed or self._last_use[f.source] != i:
+            return None
+        source, out = self._program[f.source], self._program[f.op.output]
+        same = f.op.stride == 1 and (source.height, source.width) == (out.height, out.width)
+        once = not f.first or g.input_slices == g.window_slices
+        if not same or not once or g.output_lanes != g.word_channels:
+            return None
+        return f.op.pads.top * source.width
 
 
 # -- layers ----------------------------------------------------------------------------------------
@@ -772,7 +926,7 @@ class _Builder:
             stride=1,
             tiles=(out.height, _tiles(out.width, g)),
             pixels=g.pixel_lanes,
-            apart=(0, source.height * source.width),
+            apart=(0, self._plane(op.source)),
         )
         record = (
             self._blank() | walk | {"pad": self._pad(source.zero)} | self._groups_of(f, out, walk)
@@ -797,6 +951,11 @@ class _Builder:
         )
         walk["column_last"] = 0
         return self._blank() | walk | self._groups_of(f, out, walk) | self._finish(f, out, 0, 1)
+
+    def _plane(self, tensor: str) -> int:
+        """How far planes of activations lie apart."""
+        out = self.program[tensor]
+        return self.regions[tensor].apart or out.height * out.width
 
     def _groups_of(self, f: Fused, out: Tensor, walk: Mapping[str, int]) -> dict[str, int]:
         """How many tiles and groups of them a layer has, and their weights."""
@@ -853,7 +1012,44 @@ class _Builder:
         digits = arith.slices(np.array(source.zero), source.bits, g.activation_bits)
         zero = np.array(digits) if record["sliced"] else digits[i]
         record |= {"pad": self._pad(zero)} | self._groups_of(f, out, record)
-        return record | self._finish(f, out, i, slices)
+        record |= self._finish(f, out, i, slices)
+        return record | (self._paired(record) if slices == 1 else {})
+
+    def _paired(self, record: Mapping[str, int]) -> dict[str, int]:
+        """What two groups that take each window in turn change, where they may and save something.
+
+        They are one to whoever counts groups, with the weights of both behind one another.
+        """
+        g = self.geometry
+        words, groups, readers = (
+            record[name] for name in ("weight_words", "groups_less", "residual_groups")
+        )
+        possible = (
+            g.paired_groups
+            and g.output_lanes == g.word_channels
+            and groups % 2 == 1
+            and readers % 2 == 0
+            and not (record["divide"] or record["last"] or record["shared"])
+            and 4 * words <= g.weight_depth  # one pair's weights come while the other's are used
+        )
+        # Reads for a tile, of columns that are new and of residuals, against the steps.
+        new = g.pixel_lanes * (1 + record["stride2"]) * (record["kernel_h_less"] + 1)
+        reads = new * (record["words_less"] + 1) + g.residual_words * (readers > 0)
+        steps = max(words, g.tiles_apart)
+        if not possible or reads < steps:
+            return {}
+        more = {
+            "paired": 1,
+            "groups_less": groups // 2,
+            "residual_groups": readers // 2,
+            "weight_words": 2 * words,
+            "turn_less": 2 * (record["turn_less"] + 1) - 1,
+        }
+        if record["residual"]:
+            planes = 2 * g.residual_words
+            back = 1 - (planes - 1) * record["res_plane"]
+            more["res_back"] = back & ((1 << g.address_bits) - 1)
+        return more
 
     def _slice_bits(self, source: Tensor, op: Conv) -> int:
         """Width of the accumulators of one slice, whichever."""
@@ -881,8 +1077,9 @@ class _Builder:
                     needs={"plain_input": True},
                 )
             width, pads = 1, arith.Pads(1, 0, 1, 0)
-        apart = None
-        if f.first and g.window_slices > 1:
+        apart = source.width, self._plane(f.source)
+        sliced = f.first and g.window_slices > 1
+        if sliced:
             apart = _input_plane(source, g), source.width
             height, words = g.window_slices, height
         whole = f.summed or (out.height, out.width) == (1, 1)
@@ -907,7 +1104,7 @@ class _Builder:
             )
         if f.summed:
             walk["turn_less"] = words - 1
-        flags = {"shared": whole, "stride2": op.stride == 2, "sliced": apart is not None}
+        flags = {"shared": whole, "stride2": op.stride == 2, "sliced": sliced}
         return walk | {name: int(flag) for name, flag in flags.items()}
 
     def _finish(self, f: Fused, out: Tensor, i: int, slices: int) -> dict[str, int]:
@@ -921,6 +1118,8 @@ class _Builder:
             finish["requantise"] = int(q.kind == "activation")
             if q.kind == "activation":
                 finish["out_first"] = self.regions[q.name].first
+                if g.scattered:
+                    finish["out_plane"] = self._plane(q.name) & ((1 << g.address_bits) - 1)
         if f.add is None and slices == 1 and not isinstance(f.op, Quantise):
             return finish
         self._check_residuals(f)
@@ -1027,7 +1226,8 @@ class _Builder:
             for x in range(columns):
                 taps[:, x * g.tap_lanes : x * g.tap_lanes + c_in, :, 0] = signs[:, :, :, x]
             signs = taps
-        groups = record["groups_less"] + 1
+        turns = 1 + record.get("paired", 0)
+        groups = (record["groups_less"] + 1) * turns
         words = 1 if record["sliced"] else record["words_less"] + 1
         c_out, c_in, rows, columns = signs.shape
         full = np.ones((groups * g.output_lanes, words * g.word_channels, rows, columns), np.int8)
@@ -1038,7 +1238,8 @@ class _Builder:
             groups, g.output_lanes, words, g.halves, g.input_lanes, rows, columns
         ).transpose(0, 6, 5, 2, 3, 1, 4)  # group, column, row, word, half, output, input
         slice_ = split.reshape(groups, -1, g.output_lanes, g.input_lanes)
-        return np.concatenate([slice_] * self._slices_of(record), axis=1)
+        steps = np.concatenate([slice_] * self._slices_of(record), axis=1)
+        return steps.reshape(groups // turns, -1, g.output_lanes, g.input_lanes)
 
     @staticmethod
     def _slices_of(record: Mapping[str, int]) -> int:
@@ -1059,10 +1260,11 @@ class _Builder:
             if record["requantise"]:
                 zero = self.program[f.quantise.output].zero
         idle = Param(0, NO_CHANNEL, zero, 1)
+        size = g.output_lanes * (1 + record.get("paired", 0))
         return tuple(
             tuple(
                 self.param(f.name, stairs, c, bias[c]) if c < channels else idle
-                for c in range(group * g.output_lanes, (group + 1) * g.output_lanes)
+                for c in range(group * size, (group + 1) * size)
             )
             for group in range(record["groups_less"] + 1)
         )
@@ -1101,6 +1303,9 @@ class _Builder:
         the zero point. Half of what a right shift drops is added for rounding.
         """
         g = self.geometry
+        # A group each, also of those that share windows.
+        groups = (record["groups_less"] + 1) * (1 + record.get("paired", 0))
+        signs = signs.reshape(groups, -1, *signs.shape[2:])
         acc = np.zeros((len(signs), g.output_lanes), np.int64)
         for i, part in enumerate(np.split(signs, self._slices_of(record), axis=1)):
             same, negate = arith.recode_pairs(part)

@@ -70,10 +70,10 @@ class Loader(wiring.Component):
                 "group_done": In(1),
                 "image_done": In(1),
                 "error": Out(1),
-                "bias_address": In(range(2 * g.output_lanes)),
+                "bias_address": In(range(2 * g.groups_at_once * g.output_lanes)),
                 "bias": Out(signed(g.bias_bits)),
                 "gain": Out(GAIN_BITS),
-                "stairs_address": In(range(2 * g.output_lanes)),
+                "stairs_address": In(range(2 * g.groups_at_once * g.output_lanes)),
                 "stairs": Out(struct(g.stairs_fields)),
                 "weight_address": In(range(g.weight_depth)),
                 "weights": Out(g.pass_weight_bits),
@@ -113,7 +113,11 @@ class Loader(wiring.Component):
         ]
         put_param, room_param, of_input = self._params(m)
         put_weight, room_weight = self._weights(m)
-        left = Signal(range(max(g.output_lanes, 16) * g.param_words + 1))
+        params: Value | int = g.output_lanes * g.param_words
+        if g.paired_groups:
+            params = params << self.record.paired
+        most = max(g.groups_at_once * g.output_lanes, 16)
+        left = Signal(range(most * g.param_words + 1))
         steps = Signal(len(self.record.weight_words))
         group = Signal(len(self.record.groups_less))
         part = Signal(range(max(g.weight_bits // g.stream_bits, 2)))
@@ -181,7 +185,7 @@ class Loader(wiring.Component):
                         enter("recorded")
             with m.State("recorded"):
                 m.d.comb += self.record_ready.eq(1)
-                m.d.sync += [group.eq(0), left.eq(g.output_lanes * g.param_words)]
+                m.d.sync += [group.eq(0), left.eq(params)]
                 with m.If(loads_nothing(self.record)):
                     enter("idle")
                 with m.Else():
@@ -193,7 +197,7 @@ class Loader(wiring.Component):
                     with m.If(left == 1):
                         enter("weights")
             with m.State("weights"):
-                m.d.sync += left.eq(g.output_lanes * g.param_words)
+                m.d.sync += left.eq(params)
                 with m.If(taken):
                     m.d.sync += part.eq(part + 1)
                     with m.If(part == g.weight_bits // g.stream_bits - 1):
@@ -222,7 +226,7 @@ class Loader(wiring.Component):
     def _params(self, m: Module) -> tuple[Signal, Signal, Signal]:
         """Two banks, filled in turn; returns (put a word, a bank is free, it is the input's)."""
         g = self._geometry
-        size, parts = g.output_lanes, g.param_words
+        size, parts = g.groups_at_once * g.output_lanes, g.param_words
         put, room = Signal(name="put_param"), Signal(name="room_param", init=1)
         m.submodules.params = mem = memory.Memory(
             shape=parts * g.stream_bits, depth=2 * size, init=[]
@@ -234,7 +238,10 @@ class Loader(wiring.Component):
         complete = put & (part == parts - 1)
         held = Signal(range(3))  # groups whose parameters are loaded, or being loaded
         of_input = Signal()  # whose channels may leave a bank part empty: `input_done` ends it
-        last = complete & (index == size - 1) & ~of_input
+        full: Value = index == size - 1
+        if g.paired_groups:
+            full |= ~self.record.paired & (index == g.output_lanes - 1)
+        last = complete & full & ~of_input
         m.d.comb += [
             write.en.eq(put << part),
             write.addr.eq(Cat(index, bank) if size > 1 else bank),

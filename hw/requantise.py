@@ -179,10 +179,10 @@ class Requantiser(wiring.Component):
             "byte_ready": Out(1),
             "pooled": In(g.slot_abreast * pooled_bits(g)),
             "pooled_place": In(value_layout(g)),
-            "bias_address": Out(range(2 * g.output_lanes)),
+            "bias_address": Out(range(2 * g.groups_at_once * g.output_lanes)),
             "bias": In(signed(g.bias_bits)),
             "gain": In(GAIN_BITS),
-            "stairs_address": Out(range(2 * g.output_lanes)),
+            "stairs_address": Out(range(2 * g.groups_at_once * g.output_lanes)),
             "stairs": In(struct(g.stairs_fields)),
             "input_done": In(1),
             "residual_read": Out(memory_read(g)),
@@ -311,10 +311,22 @@ class Requantiser(wiring.Component):
         m.d.sync += slow.eq(self.input_mode | r.last | self._divides)
         held = self._divides & ~returned
         final_part, last_channel = Signal(), Signal()  # the latter compared as it comes
-        self._tile_last = tile_last = self.tile.row_end & self.tile.last_row
         done = self._sequence_done
+        tile_done, tile_last = done, self.tile.row_end & self.tile.last_row
+        word_last = channel >= g.output_lanes - g.residual_channels
+        banks: Value = bank
+        if g.paired_groups:  # a tile has the sums of two
+            turn, last_turn = Signal(), Signal()
+            m.d.comb += last_turn.eq(turn | ~r.paired)
+            with m.If(done):
+                m.d.sync += turn.eq(~last_turn & ~self.input_mode)
+            tile_done, tile_last, word_last = (
+                there & last_turn for there in (tile_done, tile_last, word_last)
+            )
+            banks = Cat(turn, bank)
+        self._tile_last = tile_last
         m.d.comb += [
-            self.tile_step.eq(done & ~self.input_mode),
+            self.tile_step.eq(tile_done & ~self.input_mode),
             final_part.eq((part == cycles - 1) & ~held & (~slow | (given & ~waiting))),
             done.eq(running & final_part & (last_channel | self.input_mode)),
             self.byte_ready.eq(self.input_mode & done),
@@ -323,7 +335,7 @@ class Requantiser(wiring.Component):
         pixel = Cat(Const(0, (g.slot_pixels - 1).bit_length()), part[slot_bits:])
         pixel = pixel[: (lanes - 1).bit_length()]
         index = Mux(self.input_mode, image_channel, channel)[: (g.output_lanes - 1).bit_length()]
-        self._address(m, index, pixel, bank, slow)
+        self._address(m, index, pixel, banks, slow)
         with m.If(running):
             with m.If((part != cycles - 1) & ~held):
                 m.d.sync += part.eq(part + 1)
@@ -371,18 +383,18 @@ class Requantiser(wiring.Component):
             ),
             place.word_first.eq((in_word == 0) & (part == 0)),
             place.word_end.eq((in_word == ends_word) & (pixel == lanes - g.slot_pixels)),
-            place.word_last.eq(channel >= g.output_lanes - g.residual_channels),
+            place.word_last.eq(word_last),
             place.tile_end.eq(last_channel),
             place.row_end.eq(self.tile.row_end),
             place.tile_last.eq(tile_last),
         ]
         return place
 
-    def _address(self, m: Module, index: Value, pixel: Value, bank: Signal, slow: Signal) -> None:
+    def _address(self, m: Module, index: Value, pixel: Value, bank: Value, slow: Signal) -> None:
         """Of a value's sum and bias, and some ticks later of its staircase."""
         g = self._geometry
         # Of the slot, in the cycle before.
-        channel, of_pixel, in_bank = Signal(len(index)), Signal(len(pixel)), Signal()
+        channel, of_pixel, in_bank = Signal(len(index)), Signal(len(pixel)), Signal(len(bank))
         m.d.sync += [channel.eq(index), of_pixel.eq(Mux(slow, 0, pixel)), in_bank.eq(bank)]
         at = Cat(channel, in_bank)
         if g.slot_ticks == 1:
@@ -778,11 +790,24 @@ class Requantiser(wiring.Component):
             with m.If(turns[p] if lanes > 1 else 1):
                 m.d.comb += port.data.eq(packed[p].replicate(chunks))
         m.d.sync += place.eq(beyond)
+        if g.scattered:
+            following = Signal(g.address_bits)
+            m.d.comb += following.eq(plane + r.out_plane)
+        if g.paired_groups:  # the two groups' places in turn
+            other, begun = Signal(g.address_bits), Signal()
+            with m.If(turns[-1] & r.paired):
+                m.d.sync += [other.eq(beyond), begun.eq(~tile_last)]
+                m.d.sync += place.eq(Mux(begun, other, following))
+                with m.If(~begun):
+                    m.d.sync += plane.eq(following)
         # The next group's part of the same words, or the next plane.
         with m.If(turns[-1] & tile_last):
             m.d.sync += chunk.eq(Mux(chunk == chunks - 1, 0, chunk + 1))
             with m.If(chunk == chunks - 1):
-                m.d.sync += plane.eq(beyond)
+                if g.scattered:
+                    m.d.sync += [plane.eq(following), place.eq(following)]
+                else:
+                    m.d.sync += plane.eq(beyond)
             with m.Else():
                 m.d.sync += place.eq(plane)
         with m.If(self.layer_start):

@@ -15,9 +15,10 @@ class WindowBuffer(wiring.Component):
 
     A window is a run of words, column by column; with its last word the reader goes back to where
     the next one begins (`step_window`), so each word is fetched once for a row of tiles and read as
-    often as windows hold it. With a row's last window it goes on to the next row's first word. What
-    lies before the window that is being read makes room. Pixel lanes read the same ring
-    `step_pixel` apart, each from its own copy.
+    often as windows hold it; or, for the first of two groups (``paired``), to where this one began.
+    With a row's last window it goes on to the next row's first word. What lies before the window
+    that is being read makes room. Pixel lanes read the same ring `step_pixel` apart, each from its
+    own copy.
 
     Each word feeds the input lanes in ``halves`` steps, or goes to the pool. The last step of a
     window waits for `gate`: the requantiser paces the tiles.
@@ -102,19 +103,28 @@ class WindowBuffer(wiring.Component):
         # One word on: the next of the window, or the next window's first.
         turn, fresh = Signal.like(r.turn_less), Signal()
         last_word = self._count(m, "place", r.window_less, take)
-        row_end = self._count(m, "tile", r.tiles_less, take & last_word)
+        done = last_word  # with the window, if not the other group takes it too
+        if g.paired_groups:
+            again, second, begin = Signal(), Signal(), Signal(bits)
+            m.d.comb += again.eq(r.paired & ~second)
+            done = last_word & ~again
+            with m.If(take & last_word):
+                m.d.sync += second.eq(again)
+        row_end = self._count(m, "tile", r.tiles_less, take & done)
         m.d.comb += fresh.eq(self.marked & (pointer == first))
-        if g.pixel_lanes == 1:
-            m.d.comb += following.eq(pointer + Mux(last_word & ~row_end, r.step_window, 1))
-        else:
-            base = Mux(last_word & row_end, farthest, pointer)
-            m.d.comb += following.eq(base + Mux(last_word & ~row_end, r.step_window, 1))
+        base = Mux(last_word & row_end, farthest, pointer) if g.pixel_lanes > 1 else pointer
+        m.d.comb += following.eq(base + Mux(last_word & ~row_end, r.step_window, 1))
+        if g.paired_groups:
+            with m.If(last_word & again):
+                m.d.comb += following.eq(begin)
+            with m.If(take & done):
+                m.d.sync += begin.eq(following)
         with m.If(take):
             m.d.sync += [
                 pointer.eq(following),
                 turn.eq(Mux(turn == r.turn_less, 0, turn + 1)),
             ]
-            with m.If(last_word | r.shared):  # a window over the whole map is read once
+            with m.If(done | r.shared):  # a window over the whole map is read once
                 m.d.sync += freed.eq(following)
             with m.If(fresh):
                 m.d.sync += self.marked.eq(0)

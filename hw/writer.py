@@ -66,7 +66,9 @@ class InputWriter(wiring.Component):
 
         with m.FSM():
             with m.State("idle"):
-                m.d.sync += Cat(word, lane, column, row, real, begun, slot, slice_).eq(0)
+                m.d.sync += Cat(word, lane, column, row, real, begun, slot, slice_).eq(
+                    g.input_first
+                )
                 with m.If(self.start):
                     m.next = "prepare"  # the pixel before the first: all padding
             with m.State("take"):

@@ -226,7 +226,6 @@ def on_board(
     say(f"simulating {len(images)} pictures, every layer of {min(layer_images, len(images))}")
     classes = laid_out.program.scores.channels
     pixels = check.pixels_of(images)
-    names = check.watched(laid_out)
     empty = Reply(Status.OK, (0,) * classes, 0)
     values = simulation.run(
         "sim.benches.top",
@@ -244,14 +243,11 @@ def on_board(
             "start_patience": start_patience(image),
             "patience_ps": int((20 * laid_out.cycles + start_patience(image)) / clock_hz * 1e12),
             "layer_pictures": min(layer_images, len(images)),
-            "regions": [
-                [[region.first, region.words] for region in map(laid_out.region, layer)]
-                for layer in names
-            ],
+            "regions": [list(map(list, layer)) for layer in check.extents(laid_out)],
         },
         timeout_s=24 * 3600.0,
     ).values
-    run = _collected(values, laid_out, [n for layer in names for n in layer])
+    run = _collected(values, laid_out)
     compared = min(layer_images, len(images))
     scores, labels, cycles, layer_cycles, tensors = run
     whole = Run(scores, labels, cycles, layer_cycles, tensors)
@@ -272,7 +268,7 @@ def on_board(
 
 
 def _collected(
-    values: dict[str, object], laid_out: Schedule, names: list[str]
+    values: dict[str, object], laid_out: Schedule
 ) -> tuple[Int, Int, Int, Int, dict[str, Int]]:
     """(scores, labels, cycles, layer cycles, tensors) of a bench's values."""
     scores, labels = replies_of(values)
@@ -282,16 +278,13 @@ def _collected(
         for name in ("started", "done", "offered")
     )
     held = (offered[:, :-1, 1] - offered[:, :-1, 0] - 1).sum(axis=1)
-    tensors: dict[str, list[Int]] = {name: [] for name in names}
-    for i, key in enumerate(k for k in sorted(values, key=_number) if k.startswith("memory")):
-        name = names[i % len(names)]
-        tensors[name].append(check.decode(laid_out, name, np.asarray(values[key])))
+    keys = [key for key in sorted(values, key=_number) if key.startswith("memory")]
     return (
         scores,
         labels,
         offered[:, -1, 0] - started[:, 0] - held,
         done - started,
-        {name: np.stack(maps) for name, maps in tensors.items() if maps},
+        check.tensors_of(laid_out, [np.asarray(values[key]) for key in keys]),
     )
 
 

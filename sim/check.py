@@ -62,6 +62,13 @@ def watched(schedule: Schedule) -> list[list[str]]:
     ]
 
 
+def extents(schedule: Schedule) -> list[list[tuple[int, int]]]:
+    """(first, words) of what lies together in memory, for each layer's `watched` in order."""
+    return [
+        [e for name in layer for e in schedule.region(name).extents] for layer in watched(schedule)
+    ]
+
+
 def decode(schedule: Schedule, name: str, bits: NDArray[np.uint8]) -> Int:
     """A region's words, (words, bits), to its tensor, (C, H, W)."""
     geometry, tensor = schedule.geometry, schedule.program[name]
@@ -105,10 +112,7 @@ def parameters_of(
     }
     longest = 0
     for i, (schedule, pictures) in enumerate(zip(schedules, images, strict=True)):
-        regions = [
-            [[r.first, r.words] for r in map(schedule.region, names if layers else [])]
-            for names in watched(schedule)
-        ]
+        regions = [list(map(list, layer if layers else [])) for layer in extents(schedule)]
         parameters["networks"].append(
             {"classes": schedule.program.scores.channels, "regions": regions}
         )
@@ -161,19 +165,29 @@ def collect(values: Mapping[str, Any], i: int, schedule: Schedule, layer_images:
     scores = np.where(scores >> (arith.SCORE_BITS - 1), scores - (1 << arith.SCORE_BITS), scores)
     labels = answers[:, -1] >> arith.SCORE_BITS & 0xFF
     spans = np.asarray(values[f"spans{i}"]).reshape(pictures, -1, 2)
-    names = [name for layer in watched(schedule) for name in layer]
-    tensors: dict[str, list[Int]] = {name: [] for name in names}
-    for p in range(layer_images):
-        for n, name in enumerate(names):
-            blocks = np.asarray(values[f"memory{i}_{p * len(names) + n}"])
-            tensors[name].append(decode(schedule, name, blocks))
+    count = layer_images * sum(map(len, extents(schedule)))
+    tensors = tensors_of(schedule, [np.asarray(values[f"memory{i}_{n}"]) for n in range(count)])
     return Run(
         scores,
         labels,
         np.asarray(values[f"classes{i}"]) - spans[:, 0, 0],
         spans[:, :, 1] - spans[:, :, 0],
-        {name: np.stack(maps) for name, maps in tensors.items() if maps},
+        tensors,
     )
+
+
+def tensors_of(schedule: Schedule, memory: Sequence[NDArray[np.uint8]]) -> dict[str, Int]:
+    """Each watched tensor, (N, C, H, W), of `extents` as (words, bits), picture by picture."""
+    names = [name for layer in watched(schedule) for name in layer]
+    maps: dict[str, list[Int]] = {}
+    at = 0
+    while at < len(memory):
+        for name in names:
+            parts = len(schedule.region(name).extents)
+            words = np.concatenate(memory[at : at + parts])
+            maps.setdefault(name, []).append(decode(schedule, name, words))
+            at += parts
+    return {name: np.stack(values) for name, values in maps.items()}
 
 
 def compare(schedule: Schedule, images: NDArray[np.uint8], got: Run) -> None:
@@ -221,8 +235,10 @@ __all__ = [
     "collect",
     "compare",
     "decode",
+    "extents",
     "pixels_of",
     "run",
     "stored_channels",
+    "tensors_of",
     "watched",
 ]

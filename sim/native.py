@@ -92,9 +92,9 @@ def _write_job(folder: Path, schedule: Schedule, images: NDArray[np.uint8]) -> N
     """What `engine.cpp` reads."""
     folder.mkdir()
     regions = [
-        (i, region.first, region.words)
-        for i, names in enumerate(check.watched(schedule))
-        for region in map(schedule.region, names)
+        (i, first, words)
+        for i, layer in enumerate(check.extents(schedule))
+        for first, words in layer
     ]
     np.array(Image.of(schedule).words(), dtype="<u8").tofile(folder / "words")
     np.array(regions, dtype="<u8").tofile(folder / "regions")
@@ -105,7 +105,7 @@ def _read_results(
     folder: Path, schedule: Schedule, layer_images: int, pictures: int
 ) -> Mapping[str, Any]:
     """What `engine.cpp` wrote, as `check.collect` takes it."""
-    sizes = [schedule.region(name).words for layer in check.watched(schedule) for name in layer]
+    sizes = [words for layer in check.extents(schedule) for _, words in layer]
     values: dict[str, Any] = {
         f"{name}0": np.fromfile(folder / name, dtype="<u8").astype(np.int64).reshape(shape)
         for name, shape in {"answers": (pictures, -1), "spans": (-1, 2), "classes": -1}.items()

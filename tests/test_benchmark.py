@@ -121,7 +121,7 @@ def test_estimates_are_those_of_the_netlists():
     for name, lut, bram in (
         ("icebreaker", 4016, 28),
         ("hx8k", 5242, 32),
-        ("ulx3s-25f", 15960, 48),
+        ("ulx3s-25f", 15800, 51),
     ):
         board = records.find(name)
         guess = estimate(board.geometry, board)

@@ -18,13 +18,14 @@ from hw.layout import stride_put
 from hw.loader import Loader
 from sim import bench
 from sim.benches.networks import random_program
-from sim.benches.points import SMALL, Points, Ports, fields, join, stride_puts
+from sim.benches.points import PAIRED, SMALL, Points, Ports, fields, join, stride_puts
 from sim.drivers import STALLS, StreamSource
 
 POINTS = {
     "plain": Geometry(weight_depth=32),
     "small": SMALL,
     "slow": Geometry(weight_depth=32, pumped_sums=False),
+    "paired": PAIRED,
 }
 """Rings that do not hold two of the larger groups."""
 
@@ -121,7 +122,7 @@ class _Engine:
         g = self.g
         expected = [join(param_words(p, g), g.stream_bits) for p in params]
         for i, word in enumerate(expected):
-            got = await self.read("param", self.bank * g.output_lanes + i)
+            got = await self.read("param", self.bank * g.groups_at_once * g.output_lanes + i)
             assert got == word, f"{where}: parameters {i} must be {word:#x}, not {got:#x}"
         self.bank ^= 1
 

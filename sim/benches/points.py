@@ -78,6 +78,20 @@ TWO_PORTS = Geometry(
 )
 """Four pixels at once, residuals of 8 bits, and memory of block RAM whose ports are both used."""
 
+PAIRED = Geometry(
+    input_lanes=8,
+    pixel_lanes=4,
+    pump=1,
+    max_left_shift=1,
+    memory_depth=4096,
+    weight_depth=512,
+    two_ports=True,
+    planes_apart=True,
+    paired_groups=True,
+    stream_bits=32,
+)
+"""Two groups of output channels on a window, and planes of a map that lie apart."""
+
 
 class Points(wiring.Component):
     """Several components side by side, each behind ports that begin with its name.

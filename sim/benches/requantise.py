@@ -25,6 +25,7 @@ from sim.benches.networks import PADDINGS, random_program
 from sim.benches.points import (
     EIGHT,
     PAIR,
+    PAIRED,
     SMALL,
     TWO_PORTS,
     WIDE,
@@ -44,6 +45,7 @@ POINTS = {
     "pumped_pair": replace(PAIR, pump=2, residual_bits=8, stream_bits=16),
     "eight": EIGHT,
     "two_ports": TWO_PORTS,
+    "paired": PAIRED,
 }
 
 GRID = POINTS | {
@@ -199,7 +201,7 @@ class _Bench:
         self.draw = np.random.default_rng([cocotb.RANDOM_SEED, len(name)])
         self.latency = geometry.lane_cycles
         self.memory: dict[int, np.ndarray] = {}  # lanes, or after a residual the word's digits
-        self.params = [0] * (2 * geometry.output_lanes)
+        self.params = [0] * (2 * geometry.groups_at_once * geometry.output_lanes)
         self.bank = self.groups = 0
         self.serial: list[tuple[int, int]] = []
         self.tiles: list[list[int]] = []
@@ -344,14 +346,14 @@ class _Bench:
             tiles = []
             for y in range(acc.shape[1]):
                 for t in range(r["tiles_less"] + 1):
-                    sums = self.draw.integers(-999, 999, (g.output_lanes, g.pixel_lanes))
+                    sums = self.draw.integers(-999, 999, (len(params), g.pixel_lanes))
                     for o, p in enumerate(params):
-                        c = n * g.output_lanes + o
+                        c = n * len(params) + o
                         for lane in range(g.pixel_lanes):
                             at = t * g.pixel_lanes + lane
                             if c < acc.shape[0] and at < acc.shape[2]:
                                 sums[o, lane] = acc[c, y, at] + rounding - p.bias
-                    tiles.append(sums.ravel().tolist())
+                    tiles += sums.reshape(-1, g.output_lanes * g.pixel_lanes).tolist()
             self.tiles += tiles
             while self.groups <= n:
                 await self.edge
@@ -416,7 +418,7 @@ class _Bench:
         from sim.check import decode
 
         region = plan.region(name)
-        lanes = [self.memory.get(region.first + i) for i in range(region.words)]
+        lanes = [self.memory.get(at + i) for at, words in region.extents for i in range(words)]
         empty = np.zeros(self.g.word_channels, np.int64)
         rows = np.array([empty if row is None else row for row in lanes])
         bits = (rows[:, :, None] >> np.arange(self.g.activation_bits)) & 1

@@ -23,9 +23,20 @@ from hw.layout import memory_read, stride_put, struct
 from hw.window import WindowBuffer
 from sim import bench
 from sim.benches.networks import PADDINGS, random_program
-from sim.benches.points import EIGHT, PAIR, SMALL, WIDE, Points, Ports, fields, join, stride_puts
+from sim.benches.points import (
+    EIGHT,
+    PAIR,
+    PAIRED,
+    SMALL,
+    WIDE,
+    Points,
+    Ports,
+    fields,
+    join,
+    stride_puts,
+)
 
-POINTS = {"plain": Geometry(memory_depth=2048), "pair": PAIR}
+POINTS = {"plain": Geometry(memory_depth=2048), "pair": PAIR, "paired": PAIRED}
 
 GRID = POINTS | {"small": SMALL, "wide": WIDE, "eight": EIGHT}
 
@@ -95,18 +106,19 @@ def design(grid: bool = False):
 
 @dataclass(frozen=True)
 class Map:
-    """What a window walks over: words by (plane, y, x), and what stands outside."""
+    """What a window walks over: words by (plane, y, x); planes lie one behind the other, or
+    ``apart``."""
 
     first: int
     height: int
     width: int
-    outside: int
+    apart: int = 0
 
     def address(self, plane: int, y: int, x: int) -> int | None:
         """Of a word in memory; None outside the map."""
         if not (0 <= y < self.height and 0 <= x < self.width):
             return None
-        return self.first + (plane * self.height + y) * self.width + x
+        return self.first + plane * (self.apart or self.height * self.width) + y * self.width + x
 
 
 def _digits(plan: Schedule, source: str) -> list[int]:
@@ -121,7 +133,7 @@ def pool_addresses(plan: Schedule, op: Pool) -> Iterator[tuple[int, int | None]]
     g, source, out = plan.geometry, plan.program[op.source], plan.program[op.output]
     region = plan.region(source.name)
     words = -(-source.width // g.pixel_lanes)
-    area = Map(region.first, source.height, words, 0)
+    area = Map(region.first, source.height, words)
     for plane in range(region.words // (source.height * words)):
         for y in range(out.height):
             for tile in range(-(-out.width // g.pixel_lanes)):
@@ -162,14 +174,14 @@ def conv_steps(plan: Schedule, layer: Layer, op: Conv, part: int) -> Iterator[li
         source = program[next(o.source for o in program.ops if o.output == op.source)]
     region = plan.region(source.name)
     kernel, pads, planes = (op.kernel, op.kernel), op.pads, -(-source.channels // g.word_channels)
-    areas = {part: Map(region.first, source.height, source.width, 0)}
+    areas = {part: Map(region.first, source.height, source.width, region.apart)}
     if summed:
         kernel, pads = (source.height, source.width), arith.Pads(0, 0, 0, 0)
     elif source.bits > g.activation_bits or op.source == program.ops[0].output:
         slices = arith.num_slices(source.bits, g.activation_bits)
-        together = g.pump > 1 and not g.plain_input
+        together = g.window_slices > 1
         areas = {
-            s: Map(region.first + s * (region.words // slices) + 2, source.height, source.width, 0)
+            s: Map(region.first + s * (region.words // slices) + 2, source.height, source.width)
             for s in (range(slices) if together else [part])
         }
         kernel, pads, planes = (3, 1), arith.Pads(1, 0, 1, 0), 1
@@ -193,7 +205,10 @@ def conv_steps(plan: Schedule, layer: Layer, op: Conv, part: int) -> Iterator[li
                         weight = plane * g.halves + half if summed else len(steps)
                         ends = row == kernel[0] - 1 and half == g.halves - 1 and len(areas) > 1
                         steps.append(Step(at, half, weight, s, ends))
-                group += [*steps[:-1], replace(steps[-1], last=True)]
+                steps[-1] = replace(steps[-1], last=True)
+                group += steps
+                if layer.record.get("paired"):  # the other group's, over the same words
+                    group += [replace(step, weight=step.weight + len(steps)) for step in steps]
         yield group
 
 

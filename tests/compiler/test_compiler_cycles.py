@@ -43,3 +43,14 @@ def test_maps_lie_close_together() -> None:
     program = random_program(0, 8, depth=20, width=2, shape=(3, 32, 32), classes=10)
     laid_out = schedule(program, Geometry())
     assert laid_out.geometry.memory_depth - laid_out.room == 2 * 1028 + 4096 + 2048
+
+
+def test_two_groups_on_a_window_save_what_it_costs_to_fetch() -> None:
+    """WRN 20-2 on four pixels: where the window's words are scarce, and only there."""
+    program = random_program(0, 8, depth=8, width=2, shape=(3, 32, 32), classes=10)
+    one = schedule(program, Geometry(pixel_lanes=4, pump=1, two_ports=True, weight_depth=512))
+    two = schedule(program, replace(one.geometry, paired_groups=True))
+    for a, b in zip(one.layers, two.layers, strict=True):
+        assert b.cycles < a.cycles if b.record["paired"] else b.cycles == a.cycles
+    assert sum(layer.record["paired"] for layer in two.layers) == 7
+    assert two.cycles < 0.75 * one.cycles

@@ -91,7 +91,7 @@ def test_words_of_another_width():
 def test_room_for_the_image(laid_out):
     """Maps and Image may meet, and not overlap by a word: one that does not fit is streamed."""
     words = len(Image.of(laid_out).words())
-    maps = max(region.first + region.words for region in laid_out.regions)
+    maps = max(region.end for region in laid_out.regions)
     for depth, streamed in ((maps + words, False), (maps + words - 1, True)):
         fitted = replace(laid_out, geometry=_as_deep(depth))
         image = Image.of(fitted)
@@ -101,7 +101,7 @@ def test_room_for_the_image(laid_out):
 
 
 def test_too_little_room_to_read_ahead(laid_out):
-    maps = max(region.first + region.words for region in laid_out.regions)
+    maps = max(region.end for region in laid_out.regions)
     need = maps + LEAST_RING
     fitted = replace(laid_out, geometry=_as_deep(need))
     assert Image.of(fitted).streamed

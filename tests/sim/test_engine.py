@@ -194,6 +194,9 @@ DEEP = {"max_left_shift": 8, "shift_bits": 4}
 WIDE = {"residual_bits": 16, "max_left_shift": 5}
 """As on boards whose lanes take one pass; also where a word of residuals of 8 bits is too many."""
 
+PAIRED = {"two_ports": True, "planes_apart": True, "paired_groups": True}
+"""As on the ULX3S."""
+
 GEOMETRIES = {
     "b2": {"activation_bits": 2, "divisor_bits": 21, **DEEP},
     "b2_wide": {
@@ -226,6 +229,9 @@ GEOMETRIES = {
     "px4_wide": {"input_lanes": 32, "pixel_lanes": 4, "word_channels": 32, "bias_bits": 15, **WIDE},
     "px4_one_pass": {"pixel_lanes": 4, "pump": 1},
     "two_ports": {"pixel_lanes": 4, "pump": 1, "two_ports": True},
+    "paired": {"pixel_lanes": 4, "pump": 1, "weight_depth": 512, **PAIRED},
+    "paired_px2": {"pixel_lanes": 2, "output_lanes": 8, "input_lanes": 8, "word_channels": 8}
+    | {"activation_bits": 8, "weight_depth": 512, "stream_bits": 32, **PAIRED},
     "residual14": WIDE | {"residual_bits": 14},
     "residual16": WIDE,
     "residual20": WIDE | {"residual_bits": 20},

@@ -50,18 +50,20 @@ def small(bits: int, lanes: tuple[int, int, int], word_channels: int, **more: in
     )
 
 
+PAIRED = {"two_ports": True, "planes_apart": True, "paired_groups": True}
+
 GEOMETRIES = {
     2: small(2, (8, 4, 2), 16, stream_bits=16),
     3: small(3, (4, 8, 1), 16, pump=1, residual_bits=16, stream_bits=16),
     4: small(4, (16, 8, 1), 16, stream_bits=64),
-    5: small(5, (8, 8, 4), 16, pump=1, two_ports=True, stream_bits=32),
+    5: small(5, (8, 8, 4), 8, pump=1, stream_bits=32, **PAIRED),
     6: small(6, (4, 4, 1), 8, stream_bits=8),
     7: small(7, (8, 4, 2), 8, stream_bits=16),
-    8: small(8, (8, 8, 1), 8, pump=1, residual_bits=16, stream_bits=32),
+    8: small(8, (8, 8, 1), 8, pump=1, residual_bits=16, planes_apart=True, stream_bits=32),
 }
 """By width: one, two and four pixels at once, one to four steps a memory word, memory of one port
-and of two, lanes as fast as the engine, with residual streams of 16 bits and 8, and twice as
-fast."""
+and of two, planes that lie apart, two groups on a window, lanes as fast as the engine, with
+residual streams of 16 bits and 8, and twice as fast."""
 
 
 def drawn(number: int, geometry: Geometry) -> Program:
