@@ -106,7 +106,8 @@ class Geometry:
         The second plane of a map of activations may lie anywhere; so the last plane of a map is
         written where one of its input was.
     paired_groups : bool
-        Two groups of output channels may take each window in turn, which so is fetched once.
+        Two groups of output channels may take each window in turn, which so is fetched once. Only
+        where a group writes whole words.
     weight_depth : int
         Steps of weights (input_lanes * output_lanes bits each) the ring buffer holds.
     map_bits, channel_bits : int
@@ -510,7 +511,9 @@ class Geometry:
     @property
     def digest(self) -> int:
         """32 bits that tell one geometry, and its layouts, from another; an Image carries them."""
-        told = ("planes_apart", "paired_groups")  # by the record's layout
+        told = {"planes_apart", "paired_groups"}  # by the record's layout
+        if self.paired_groups and not self.planes_apart:
+            told = {"paired_groups"}
         names = [f.name for f in fields(self) if f.name not in told]
         text = ",".join(f"{name}={getattr(self, name)}" for name in names)
         text += repr((self.header_fields, self.param_fields, self.record_layouts))
@@ -709,6 +712,7 @@ def geometry_for(
             activation_bits=activation_bits,
             pumped_sums=default.pumped_sums and activation_bits <= PUMPED_BITS,
             word_channels=across,
+            paired_groups=default.paired_groups and outputs == across,
             stream_bits=next(fitting, 8),
             max_left_shift=max(0, default.max_left_shift - max(0, activation_bits - WIDE_BITS)),
         )

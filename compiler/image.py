@@ -371,7 +371,7 @@ class _Reader:
         record: dict[str, int] = {}
         for layout in g.record_layouts:
             record |= self.fields(layout)
-        if record["pool"]:
+        if record["pool"] and not record["maximum"]:
             return ImageLayer(name, record, (), b"")
         params, signs = [], []
         for _ in range(record["groups_less"] + 1):

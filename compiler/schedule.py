@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
-from itertools import chain
+from itertools import chain, combinations
 
 import numpy as np
 from numpy.typing import NDArray
@@ -94,9 +94,11 @@ class Layer:
     record : dict
         `Geometry.record_fields` by name.
     params : tuple
-        output_lanes `Param` a group; empty for average pooling.
+        output_lanes `Param` a group; empty for average pooling. Two groups that take a window in
+        turn (``paired``) are one here and in the record's counts, with twice the `Param`.
     weights : bytes
         Signs packed from (groups, steps, output_lanes, input_lanes); empty for average pooling.
+        Of a pair first all steps of the one, then of the other.
         A maximum has one step; the first signs of its last pass, an input pair each, say which
         channels fall.
     activation, residual : str or None
@@ -449,10 +451,8 @@ def _plan_memory(program: Program, fused: list[Fused], geometry: Geometry) -> tu
     """
     blocks, order = _Blocks(program, fused, geometry).all()
     plans = _placements(blocks)
-    # Which of an input's planes is followed decides whose room is free next. Where all choose alike
-    # three places are taken in turn; with one other choice the turns can end at any of them.
-    for swapped in range(len(fused) if geometry.planes_apart else 0):
-        plans += _placements(_Blocks(program, fused, geometry, swapped).all()[0])
+    if geometry.planes_apart:
+        plans += _following(program, fused, geometry)
     blocks = min(plans, key=_reach)
     farthest = max(blocks, key=lambda b: b.first + b.words)
     used = farthest.first + farthest.words
@@ -476,6 +476,27 @@ def _plan_memory(program: Program, fused: list[Fused], geometry: Geometry) -> tu
 
 def _reach(blocks: list[_Block]) -> int:
     return max(b.first + b.words for b in blocks)
+
+
+def _following(program: Program, fused: list[Fused], geometry: Geometry) -> list[list[_Block]]:
+    """Plans in which planes follow their layer's input.
+
+    Which of the input's planes is followed decides whose room is free next. Where all layers choose
+    alike three places are taken in turn; with other choices the turns end elsewhere.
+    """
+    choices = chain.from_iterable(combinations(range(len(fused)), n) for n in (0, 1, 2))
+    plans: list[list[_Block]] = []
+    for swapped in choices:
+        blocks, _ = _Blocks(program, fused, geometry, swapped).all()
+        together = max(
+            sum(b.words for b in blocks if b.start <= i <= b.end) for i in range(len(fused))
+        )
+        if len(swapped) > 1 and together > geometry.memory_depth:
+            break  # no choice makes room for what is wanted at a time
+        plans += _placements(blocks)
+        if len(swapped) > 1 and min(map(_reach, plans)) <= geometry.memory_depth:
+            break
+    return plans
 
 
 def _placements(blocks: list[_Block]) -> list[list[_Block]]:
@@ -515,8 +536,8 @@ class _Blocks:
 
     Parameters
     ----------
-    swapped : int or None
-        The layer whose plane follows the other of its input's two: elsewhere it is the one that
+    swapped : collection of int, or None
+        Layers whose plane follows the other of their input's two: elsewhere it is the one that
         follows none itself. None: no plane follows any.
     """
 
@@ -525,7 +546,7 @@ class _Blocks:
         program: Program,
         fused: list[Fused],
         geometry: Geometry,
-        swapped: int | None = None,
+        swapped: Collection[int] | None = None,
     ) -> None:
         self._program, self._fused, self._geometry = program, fused, geometry
         self._last_use = {name: i for i, f in enumerate(fused) for name in f.reads()}
@@ -534,7 +555,7 @@ class _Blocks:
         pooled = {name for f in maxima for name in (f.source, f.op.output)}
         # Maps in one piece, that are neither split nor follow.
         self._whole = {self._input} | (set(self._last_use) if swapped is None else pooled)
-        self._swapped = swapped
+        self._swapped = swapped or ()
         self._blocks: list[_Block] = []
         self._order: dict[str, int] = {}
 
@@ -605,7 +626,7 @@ class _Blocks:
             words = tensor.height * tensor.width
             self._blocks.append(_Block(f.name, words, i + 1, end, [part], at))
             return True
-        hosts = sorted(self._of(f.source), key=lambda b: len(b.parts), reverse=i == self._swapped)
+        hosts = sorted(self._of(f.source), key=lambda b: len(b.parts), reverse=i in self._swapped)
         host = next((b for b in hosts if b.at is None or b.at >= lag), None)
         if host is None:
             return False

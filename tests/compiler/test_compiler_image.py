@@ -21,8 +21,10 @@ from compiler.image import (
     pack,
     unpack,
 )
-from compiler.schedule import schedule
+from compiler.lower import lower
+from compiler.schedule import fitted, schedule
 from sim.benches.networks import PADDINGS, random_program
+from tests.support.networks import random_vgg
 
 EXAMPLE = bytes.fromhex("5349474e 00000001 0000003c 11223344 55667788 e4884c9d")
 """The worked example of `compiler.image`."""
@@ -39,6 +41,16 @@ def test_file_and_stream_are_the_same_image(seed):
     assert unpack(pack(image)) == image
     assert flash_words(flash_bytes(image), Geometry().stream_bits) == image.words()
     assert image.words()[0] & 0xFFFF_FFFF == MAGIC
+
+
+def test_maxima_and_pairs_of_groups_come_back():
+    usual = Geometry(pixel_lanes=4, pump=1, paired_groups=True, weight_depth=512)
+    vgg = fitted(lower(random_vgg(0, channels=(20, 32))), usual)
+    wide = schedule(random_program(0, channels=(24, 24)), usual)
+    assert any(layer.record["paired"] for layer in wide.layers)
+    for laid_out in (vgg, wide):
+        image = Image.of(laid_out)
+        assert unpack(pack(image)) == image
 
 
 def test_frame_of_the_example():

@@ -122,3 +122,20 @@ def test_the_last_plane_of_a_map_takes_the_place_of_one_of_its_input() -> None:
     assert behind(schedule(program, APART)) == 7298
     without = replace(APART, planes_apart=False, memory_depth=16384)
     assert behind(schedule(program, without)) == 8200
+
+
+@pytest.mark.parametrize(("depth", "words"), [(8, 7272), (14, 7336)])
+def test_there_is_a_plan_whatever_the_depth(depth: int, words: int) -> None:
+    """Which place is free at a stage's end depends on the number of layers."""
+    laid_out = schedule(wide(depth, 2, (3, 32, 32)), PAIRED)
+    assert behind(laid_out) == words
+    Replay(laid_out)
+
+
+def test_digests_tell_engines_apart() -> None:
+    flags = {"planes_apart", "paired_groups"}
+    engines = [
+        replace(PAIRED, **{name: name in chosen for name in flags})
+        for chosen in ((), ("planes_apart",), ("paired_groups",), flags)
+    ]
+    assert len({engine.digest for engine in engines}) == 4
