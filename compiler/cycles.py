@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cache
 
 from compiler import arith
-from compiler.geometry import Geometry
+from compiler.geometry import Geometry, groups_in
 
 POOL_CYCLES = 4
 """From a pooling window's last word to the cycle in which its last mean may be written, besides one
@@ -283,7 +283,7 @@ class _Load:
 
     @property
     def _params(self) -> int:
-        return self.g.output_lanes * self.g.param_words * (1 + self.r.get("paired", 0))
+        return self.g.output_lanes * self.g.param_words * groups_in(self.r)
 
     @property
     def _parts(self) -> int:
@@ -341,9 +341,8 @@ class _Walk:
         rows, words = r["kernel_h_less"] + 1, r["words_less"] + 1
         self._line_words = (r["columns_less"] + 1) * rows * words
         self._onward = r["step_window"] + self._window - 1 & 2 * g.window_depth - 1
-        reach = (g.pixel_lanes - 1) * r["step_pixel"]
-        self._reach = max(reach, 0)
-        self._turns, self._groups = 1 + r.get("paired", 0), r["groups_less"] + 1
+        self._reach = (g.pixel_lanes - 1) * r["step_pixel"]
+        self._turns, self._groups = groups_in(r), r["groups_less"] + 1
         self._base = self._place = self._tile = self._line = self._turn = 0
         self.at = self.freed = 0
         self.farthest = self._reach

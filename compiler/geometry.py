@@ -7,6 +7,7 @@ read by the Image packer and by the hardware's loader, so the two cannot drift a
 from __future__ import annotations
 
 import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from functools import cache
 from itertools import zip_longest
@@ -669,6 +670,11 @@ class Geometry:
     def words(self, layout: tuple[tuple[str, int], ...]) -> int:
         """Stream words that a layout takes."""
         return -(-sum(width for _, width in layout) // self.stream_bits)
+
+
+def groups_in(record: Mapping[str, int]) -> int:
+    """Groups of output channels that take each window in turn: a record counts them as one."""
+    return 1 + record.get("paired", 0)
 
 
 def residuals_in(word_bits: int, residual_bits: int) -> int:

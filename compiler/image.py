@@ -45,7 +45,7 @@ from numpy.typing import NDArray
 
 from compiler import arith
 from compiler.errors import CapacityError, ImageError
-from compiler.geometry import COUNT_BITS, MAGIC, Geometry
+from compiler.geometry import COUNT_BITS, MAGIC, Geometry, groups_in
 from compiler.schedule import Param, Schedule
 
 FORMAT = "signum-image"
@@ -375,7 +375,7 @@ class _Reader:
             return ImageLayer(name, record, (), b"")
         params, signs = [], []
         for _ in range(record["groups_less"] + 1):
-            channels = g.output_lanes * (1 + record.get("paired", 0))
+            channels = g.output_lanes * groups_in(record)
             params.append(tuple(self.param() for _ in range(channels)))
             words = self.take(record["weight_words"] * g.weight_bits // g.stream_bits)
             coded = np.frombuffer(words.tobytes(), np.uint8)

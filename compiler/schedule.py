@@ -32,6 +32,7 @@ from compiler.geometry import (
     POOL_SHIFT,
     SUMMED_BITS,
     Geometry,
+    groups_in,
     residuals_in,
 )
 from compiler.program import (
@@ -488,14 +489,14 @@ def _following(program: Program, fused: list[Fused], geometry: Geometry) -> list
     plans: list[list[_Block]] = []
     for swapped in choices:
         blocks, _ = _Blocks(program, fused, geometry, swapped).all()
-        together = max(
-            sum(b.words for b in blocks if b.start <= i <= b.end) for i in range(len(fused))
-        )
-        if len(swapped) > 1 and together > geometry.memory_depth:
-            break  # no choice makes room for what is wanted at a time
+        if len(swapped) > 1:  # only where it takes that, and where there can be room
+            together = (
+                sum(b.words for b in blocks if b.start <= i <= b.end) for i in range(len(fused))
+            )
+            fits = min(map(_reach, plans)) <= geometry.memory_depth
+            if fits or max(together) > geometry.memory_depth:
+                break
         plans += _placements(blocks)
-        if len(swapped) > 1 and min(map(_reach, plans)) <= geometry.memory_depth:
-            break
     return plans
 
 
@@ -1247,7 +1248,7 @@ class _Builder:
             for x in range(columns):
                 taps[:, x * g.tap_lanes : x * g.tap_lanes + c_in, :, 0] = signs[:, :, :, x]
             signs = taps
-        turns = 1 + record.get("paired", 0)
+        turns = groups_in(record)
         groups = (record["groups_less"] + 1) * turns
         words = 1 if record["sliced"] else record["words_less"] + 1
         c_out, c_in, rows, columns = signs.shape
@@ -1281,7 +1282,7 @@ class _Builder:
             if record["requantise"]:
                 zero = self.program[f.quantise.output].zero
         idle = Param(0, NO_CHANNEL, zero, 1)
-        size = g.output_lanes * (1 + record.get("paired", 0))
+        size = g.output_lanes * groups_in(record)
         return tuple(
             tuple(
                 self.param(f.name, stairs, c, bias[c]) if c < channels else idle
@@ -1325,7 +1326,7 @@ class _Builder:
         """
         g = self.geometry
         # A group each, also of those that share windows.
-        groups = (record["groups_less"] + 1) * (1 + record.get("paired", 0))
+        groups = (record["groups_less"] + 1) * groups_in(record)
         signs = signs.reshape(groups, -1, *signs.shape[2:])
         acc = np.zeros((len(signs), g.output_lanes), np.int64)
         for i, part in enumerate(np.split(signs, self._slices_of(record), axis=1)):

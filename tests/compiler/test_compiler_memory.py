@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from compiler.geometry import Geometry
+from compiler.geometry import Geometry, groups_in
 from compiler.lower import lower
 from compiler.program import Conv, MaxPool, Program, SumPixels
 from compiler.schedule import Layer, Schedule, fitted, schedule
@@ -78,7 +78,7 @@ class Replay:
 
     def groups(self, layer: Layer) -> Iterator[range]:
         """The planes that are written in each walk over the input."""
-        turns = 1 + layer.record.get("paired", 0)
+        turns = groups_in(layer.record)
         for group in range(layer.record["groups_less"] + 1):
             yield range(group * turns, (group + 1) * turns)
 
