@@ -33,6 +33,7 @@ from compiler.program import Program
 from compiler.schedule import Schedule, fitted, schedule, streamed
 from compiler.stages import Result, Say, Stages, file_digest, silent, source_digest, write
 from hw.flash import FlashReader
+from hw.sdram import SdramReader
 from hw.store import BITS as STORE_BITS
 from hw.sums import SumMemory
 from hw.top import Top
@@ -59,6 +60,9 @@ class Plan:
         Of the serial link.
     seeds : tuple of int
         Of placement, tried in turn until timing is met.
+    sdram : bool
+        Whether an Image that is not resident is read from SDRAM, copied there once; else from
+        flash, for each picture.
     """
 
     board: Board
@@ -67,6 +71,7 @@ class Plan:
     clock_hz: float
     baud: int
     seeds: tuple[int, ...]
+    sdram: bool = False
 
     @property
     def family(self) -> Family:
@@ -77,18 +82,19 @@ class Plan:
         """The whole design."""
         return BoardTop(
             self.board,
-            lambda hz: Top(self.geometry, hz, self.baud, self.flash_reader(), self.board.memory),
+            lambda hz: Top(self.geometry, hz, self.baud, self.reader(), self.board.memory),
             self.wanted_hz,
             self.geometry.pump,
         )
 
-    def flash_reader(self) -> FlashReader:
-        """What reads the Image from the board's flash."""
+    def reader(self) -> FlashReader | SdramReader:
+        """What reads the Image."""
         board = self.board
-        return FlashReader(
+        flash = FlashReader(
             *(self.clock_hz, board.flash.image_offset, board.flash_cycles, board.flash.lines),
             late=board.flash_late,
         )
+        return SdramReader(self.clock_hz, flash) if self.sdram else flash
 
 
 def plan(
@@ -177,7 +183,7 @@ def fit(program: Program, plan: Plan, smaller: Callable[[], str] = str) -> tuple
         image = Image.of(laid_out)
         check_room(image, laid_out)
         if image.streamed:
-            laid_out = streamed(laid_out, image.room, plan.flash_reader().pace)
+            laid_out = streamed(laid_out, image.room, plan.reader().pace)
     except CapacityError as error:
         name = smaller()
         # Where a network of this size would fit, it is not its size.

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from amaranth.hdl import Instance, IOPort, Module, Signal, Value
+from amaranth.hdl import ClockSignal, Const, Elaboratable, Instance, IOPort, Module, Signal, Value
 
 from boards.records import Board, Pin
 from compiler.errors import UsageError
@@ -166,16 +166,17 @@ def drive(
         m.submodules.usrmclk = Instance("USRMCLK", i_USRMCLKI=driven, i_USRMCLKTS=0)
 
 
-def pad_cell(pin: Pin, pad: IOPort, port: Any, come: Signal | None) -> Instance:
-    """The cell of a pad that is driven in both directions, and what comes by it.
-
-    Raises
-    ------
-    UsageError
-        The pin is to be driven at double data rate, which only the iCE40's is.
-    """
+def pad_cell(pin: Pin, pad: IOPort, port: Any, come: Signal | None) -> Elaboratable:
+    """The cell of a pad that is driven at double data rate, or in both directions, and then what
+    comes by it."""
     if pin.pulse:
-        raise UsageError(f"pin {pin.location} must be driven once a cycle, not at double data rate")
+        m, pulse = Module(), Signal(name="pulse")
+        # A flip-flop for each half of the cycle: 0 in the first, the signal in the second.
+        m.submodules.register = Instance(
+            "ODDRX1F", i_D0=Const(0, 1), i_D1=port, i_SCLK=ClockSignal(), i_RST=0, o_Q=pulse
+        )
+        m.submodules.pad = Instance("OB", i_I=pulse, o_O=pad)
+        return m
     return Instance("BB", i_I=port.o, i_T=~port.oe, o_O=come, io_B=pad)
 
 

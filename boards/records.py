@@ -164,6 +164,10 @@ class Board:
         return "spram" if self.budget.spram else "inferred"
 
     @property
+    def has_sdram(self) -> bool:
+        return "sdram_clk" in self.pins
+
+    @property
     def flash_cycles(self) -> int:
         """Cycles of the flash's clock: one where the pad makes it."""
         return 1 if self.pins["flash_clk"].pulse else 2
@@ -172,6 +176,11 @@ class Board:
     def flash_late(self) -> int:
         """Cycles that what the flash sends comes later to its reader."""
         return int(self.pins["flash_cipo"].falling)
+
+
+def _numbered(name: str, locations: str) -> dict[str, Pin]:
+    """Pins of a bus, from bit 0 on."""
+    return {f"{name}{i}": Pin(location) for i, location in enumerate(locations.split())}
 
 
 UP5K = Budget(lut=5280, bram=30, spram=4, dsp=8)
@@ -319,6 +328,19 @@ ULX3S_25F = Board(
         "flash_cipo": Pin("V2", falling=True),
         "flash_io2": Pin("Y2", falling=True),
         "flash_io3": Pin("W1", falling=True),
+        "sdram_clk": Pin("F19", pulse=True),
+        "sdram_cke": Pin("F20"),
+        "sdram_cs_n": Pin("P20"),
+        "sdram_ras_n": Pin("R20"),
+        "sdram_cas_n": Pin("T19"),
+        "sdram_we_n": Pin("T20"),
+        "sdram_dqm0": Pin("U19"),
+        "sdram_dqm1": Pin("E20"),
+        **_numbered("sdram_ba", "P19 N20"),
+        **_numbered("sdram_a", "M20 M19 L20 L19 K20 K19 K18 J20 J19 H20 N19 G20 G19"),
+        **_numbered(
+            "sdram_dq", "J16 L18 M18 N18 P18 T18 T17 U20 E19 D20 D19 C20 E18 F18 J18 J17"
+        ),
     },
     held_high={
         # Low, it would start the ESP32 in its boot loader, and that resets the board.

@@ -72,7 +72,7 @@ def next_layer_cycles(g: Geometry) -> int:
 
 @dataclass(frozen=True, slots=True)
 class FlashPace:
-    """How fast a flash sends (`hw.flash.FlashReader`).
+    """How fast a flash sends, or what stands for one (`hw.flash`, `hw.sdram`).
 
     Attributes
     ----------
@@ -82,12 +82,16 @@ class FlashPace:
         That a unit may wait for the memory before the flash waits too.
     start_cycles : int
         From the end of a pass to the first bits of the next.
+    row_units, row_cycles : int
+        After so many units from a pass's beginning on it rests for so many cycles; 0 if never.
     """
 
     unit_cycles: int
     unit_bits: int
     spare_cycles: int
     start_cycles: int
+    row_units: int = 0
+    row_cycles: int = 0
 
 
 @dataclass(slots=True)
@@ -118,6 +122,7 @@ class Flash:
     cycle: int = 0  # of the unit, negative before it; it is to be written in the last one
     waited: int = 0  # cycles in that one, of those that are spare: the next unit comes meanwhile
     unit: int = 0  # of the word
+    units: int = 0  # of the row
 
     def writes(self) -> bool:
         """Whether a unit wants to be written in this cycle."""
@@ -139,12 +144,15 @@ class Flash:
 
     def _written(self) -> None:
         self.cycle, self.waited, self.unit = self.waited, 0, self.unit + 1
+        self.units += 1
+        if self.units == self.pace.row_units:
+            self.units, self.cycle = 0, self.cycle - self.pace.row_cycles
         if self.unit == self.word_units:
             self.unit, self.ahead, self.coming = 0, self.ahead + 1, self.coming - 1
             if not self.coming:
                 pace = self.pace
                 between = AGAIN_BITS // pace.unit_bits * pace.unit_cycles
-                self.cycle = -between - pace.start_cycles
+                self.cycle, self.units = -between - pace.start_cycles, 0
 
     def shares(self, reads: bool, writes: bool, wants: bool, one: bool) -> tuple[bool, bool]:
         """One cycle of the memory's ports, of which a unit goes before a word that is wanted.

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
-from amaranth.hdl import Cat, Const, Module, Signal
+from amaranth.hdl import Cat, Const, Elaboratable, Module, ResetInserter, Signal, Value
 from amaranth.lib import wiring
-from amaranth.lib.wiring import In, Out
+from amaranth.lib.wiring import In, Out, connect, flipped
 
 from compiler.cycles import FlashPace
 from compiler.geometry import UNIT_CLOCKS
@@ -47,6 +48,23 @@ def flash_pins(lines: int) -> dict[str, wiring.Member]:
         "flash_copi": Out(BOTH_WAYS),
         "flash_cipo": In(1),
     } | (further if lines == 4 else {})
+
+
+def join_pins(
+    m: Module,
+    inside: wiring.Component,
+    outside: wiring.Component,
+    pins: Mapping[str, wiring.Member],
+) -> None:
+    """Let a component's pins be those of the one around it."""
+    for name, pin in pins.items():
+        theirs, ours = getattr(inside, name), getattr(outside, name)
+        if pin.is_signature:
+            connect(m, theirs, flipped(ours))
+        elif pin.flow is Out:
+            m.d.comb += ours.eq(theirs)
+        else:
+            m.d.comb += theirs.eq(ours)
 
 
 class FlashReader(wiring.Component):
@@ -145,6 +163,14 @@ class FlashReader(wiring.Component):
     @property
     def late(self) -> int:
         return self._late
+
+    @property
+    def pins(self) -> dict[str, wiring.Member]:
+        return flash_pins(self._lines)
+
+    def again_at(self, m: Module, strobe: Value) -> Elaboratable:  # noqa: ARG002 (see `hw.sdram`)
+        """What goes into a design that lets it begin again at each strobe."""
+        return ResetInserter(strobe)(self)
 
     @property
     def pace(self) -> FlashPace:

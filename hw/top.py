@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from amaranth.hdl import Module, ResetInserter, Signal
+from amaranth.hdl import Module, Signal
 from amaranth.lib import stream, wiring
-from amaranth.lib.wiring import In, Out, connect, flipped
+from amaranth.lib.wiring import In, Out, connect
 
 from compiler.geometry import Geometry
 from hw.engine import Engine
-from hw.flash import FlashReader, flash_pins
+from hw.flash import FlashReader, join_pins
 from hw.host import DEFAULT_TIMEOUT, Host
+from hw.sdram import SdramReader
 from hw.store import ImageStore
 from hw.uart import UartReceiver, UartTransmitter, divisor_for
 
@@ -19,7 +20,8 @@ class Top(wiring.Component):
 
     After reset the Image is read from flash, copied to the activation memory if it has the room,
     and checked, which takes some milliseconds; requests that come before, or when it is damaged,
-    end with `Status.ENGINE`. An Image for which there is no room is read again for each picture.
+    end with `Status.ENGINE`. An Image for which there is no room is read again for each picture, from
+    flash or from an SDRAM it was copied to.
     The design knows nothing of the network: any Image made for its geometry runs.
 
     Parameters
@@ -30,7 +32,7 @@ class Top(wiring.Component):
         Of the ``sync`` domain.
     baud : int
         Bits a second of the serial line.
-    flash : FlashReader
+    flash : FlashReader or SdramReader
         Of this clock; from its offset on the flash holds what `compiler.image.flash_bytes` makes.
     primitive : str
         See `hw.memory.ActivationMemory`.
@@ -38,7 +40,7 @@ class Top(wiring.Component):
     Members
     -------
     rx : In(1), tx : Out(1), the serial line
-    flash_… : the flash's pins (`hw.flash.flash_pins`)
+    flash_…, sdram_… : the pins of what reads the Image (`pins`)
     ready : Out(1), the Image has been read, and its CRC was right
     busy : Out(1), a request is being served or a picture computed
     error : Out(1), the last request failed, or there is no Image for this engine
@@ -55,7 +57,7 @@ class Top(wiring.Component):
         geometry: Geometry,
         clock_hz: float,
         baud: int,
-        flash: FlashReader,
+        flash: FlashReader | SdramReader,
         primitive: str = "inferred",
     ) -> None:
         self._divisor = divisor_for(clock_hz, baud)
@@ -65,7 +67,7 @@ class Top(wiring.Component):
         size_bits = dict(geometry.header_fields)["pixels"]
         self._host = Host(round(DEFAULT_TIMEOUT * clock_hz), size_bits)
         super().__init__(
-            flash_pins(flash.lines)
+            flash.pins
             | {
                 "rx": In(1, init=1),
                 "tx": Out(1, init=1),
@@ -81,7 +83,7 @@ class Top(wiring.Component):
         m.submodules.transmitter = transmitter = UartTransmitter(self._divisor)
         m.submodules.host, m.submodules.engine = host, engine = self._host, self._engine
         flash, store = self._flash, self._store
-        m.submodules.flash, m.submodules.store = ResetInserter(store.again)(flash), store
+        m.submodules.flash, m.submodules.store = flash.again_at(m, store.again), store
         connect(m, receiver.o, host.i_bytes)
         connect(m, host.o_bytes, transmitter.i)
         self._pass_pixels(m, host.o_pixels, engine.i_pixels)
@@ -89,14 +91,7 @@ class Top(wiring.Component):
         connect(m, store.write, engine.image_write)
         connect(m, store.read, engine.image_read)
         connect(m, store.o, engine.i_image)
-        for name, pin in flash_pins(flash.lines).items():
-            inside, outside = getattr(flash, name), getattr(self, name)
-            if pin.is_signature:
-                connect(m, inside, flipped(outside))
-            elif pin.flow is Out:
-                m.d.comb += outside.eq(inside)
-            else:
-                m.d.comb += inside.eq(outside)
+        join_pins(m, flash, self, flash.pins)
         m.d.comb += [
             store.stb.eq(flash.stb),
             store.data.eq(flash.data),

@@ -20,7 +20,8 @@ from sim.check import Int, Run
 from sim.runner import MODELS, Simulation
 
 RESET_CYCLES = 1 << 14
-"""Cycles after which every board's reset is over, and its flash awake."""
+"""Cycles after which every board's reset is over, and its flash awake; and its SDRAM, which is twice
+as long about it, when the first bytes have come."""
 
 PICTURES_AT_ONCE = 32
 """That each process simulates before they are compared with the golden model."""
@@ -28,7 +29,7 @@ PICTURES_AT_ONCE = 32
 COPY_CYCLES = 16
 """Cycles within which a byte of the Image is read: twice what it takes with the slower clock."""
 
-AROUND = ("spi_flash", "board")
+AROUND = ("spi_flash", "sdr_sdram", "board")
 """Models of what is on a board beside the device."""
 
 
@@ -155,9 +156,9 @@ def cell_models(verilog: str) -> list[str]:
     return sorted(known & set(re.findall(r"^\s*(\w+)\s", verilog, re.MULTILINE)))
 
 
-def flash_wiring(verilog: str) -> dict[str, int]:
-    """What the model of a board is told of the pins that a design reaches its flash by."""
-    marks = {"USRMCLK": r"^\s*USRMCLK\s", "QUAD": r"\bflash_io2\b"}
+def memory_wiring(verilog: str) -> dict[str, int]:
+    """What the model of a board is told of the pins that a design reaches its memories by."""
+    marks = {"USRMCLK": r"^\s*USRMCLK\s", "QUAD": r"\bflash_io2\b", "SDRAM": r"\bsdram_clk\b"}
     return {name: 1 for name, mark in marks.items() if re.search(mark, verilog, re.MULTILINE)}
 
 
@@ -174,7 +175,7 @@ def board_simulation(verilog: Path, cache: Path | None = None) -> Simulation:
     text = verilog.read_text()
     models = cell_models(text)
     simulation = Simulation.build(
-        verilog, "board", sources=[*models, *AROUND], defines=flash_wiring(text), cache=cache
+        verilog, "board", sources=[*models, *AROUND], defines=memory_wiring(text), cache=cache
     )
     digests = {file_digest(path) for path in (verilog, simulation.verilog)}
     if len(digests) > 1:

@@ -6,13 +6,14 @@ import random
 from typing import Any
 
 import cocotb
-from amaranth.hdl import Cat, ClockSignal, Instance, Module, Mux, ResetInserter, Signal
+from amaranth.hdl import Cat, ClockSignal, Instance, Module, Mux, Signal, Value
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 from cocotb.triggers import ClockCycles, ReadOnly, RisingEdge, Timer
 
 from compiler.geometry import UNIT_CLOCKS
 from hw.flash import WAKE_SECONDS, FlashReader
+from hw.sdram import SdramReader
 from sim import bench
 from sim.benches.points import Points, Ports
 from sim.drivers import first_difference
@@ -47,7 +48,7 @@ ROOM = (1.0, 0.5, 0.05)
 
 
 class FlashOnBoard(wiring.Component):
-    """A reader with a flash on its pins, and a pad that makes the clock's pulses.
+    """A reader of a flash with that on its pins, and a pad that makes the clock's pulses.
 
     Where the reader takes data late, registers stand in their way.
 
@@ -58,8 +59,8 @@ class FlashOnBoard(wiring.Component):
     clash : Out(1), both drive a pin that goes both ways
     """
 
-    def __init__(self, reader: FlashReader) -> None:
-        self._reader = reader
+    def __init__(self, reader: FlashReader | SdramReader, flash: FlashReader) -> None:
+        self._reader, self._flash = reader, flash
         data = Out(UNIT_CLOCKS * reader.lines)
         super().__init__(
             {"stb": Out(1), "data": data, "room": In(1), "again": In(1), "clash": Out(1)}
@@ -68,11 +69,22 @@ class FlashOnBoard(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         reader = self._reader
-        m.submodules.reader = ResetInserter(self.again)(reader)
+        m.submodules.reader = reader.again_at(m, self.again)
+        m.d.comb += [
+            self.clash.eq(Cat(self.wire(m)).any()),
+            self.stb.eq(reader.stb),
+            self.data.eq(reader.data),
+            reader.room.eq(self.room),
+        ]
+        return m
+
+    def wire(self, m: Module) -> list[Value]:
+        """Connect the pins; what is true where both sides drive one."""
+        reader, flash = self._reader, self._flash
         floating, pulse = Signal(), reader.flash_clk & ~ClockSignal()
         drives, quad_drives = Signal(), Signal()
         pads = {"io0": (reader.flash_copi, drives)}
-        if reader.lines == 4:
+        if flash.lines == 4:
             pads |= {
                 "io2": (reader.flash_io2, quad_drives),
                 "io3": (reader.flash_io3, quad_drives),
@@ -83,7 +95,7 @@ class FlashOnBoard(wiring.Component):
             "spi_flash",
             p_WAKE_NS=int(LONGEST_WAKE_NS),
             i_cs_n=reader.flash_cs_n,
-            i_clk=pulse if reader.clock_cycles == 1 else reader.flash_clk,
+            i_clk=pulse if flash.clock_cycles == 1 else reader.flash_clk,
             i_copi=outside["io0"],
             i_wp_n=outside.get("io2", 1),
             i_hold_n=outside.get("io3", 1),
@@ -92,17 +104,11 @@ class FlashOnBoard(wiring.Component):
             o_drives=drives,
             o_quad_drives=quad_drives,
         )
-        comes = m.d.sync if reader.late else m.d.comb
+        comes = m.d.sync if flash.late else m.d.comb
         for name, (pad, theirs) in pads.items():
             comes += pad.i.eq(Mux(theirs, sent[name], pad.oe & pad.o))
         comes += reader.flash_cipo.eq(sent["cipo"])
-        m.d.comb += [
-            self.clash.eq(Cat(theirs & pad.oe for pad, theirs in pads.values()).any()),
-            self.stb.eq(reader.stb),
-            self.data.eq(reader.data),
-            reader.room.eq(self.room),
-        ]
-        return m
+        return [theirs & pad.oe for pad, theirs in pads.values()]
 
 
 def design(grid: bool = False):
@@ -120,7 +126,7 @@ def design(grid: bool = False):
             "start": {at: reader.start_cycles for at, reader in readers.items()},
             "bytes": 400 if grid else 60,
         }
-        blocks = Points({at: FlashOnBoard(reader) for at, reader in readers.items()})
+        blocks = Points({at: FlashOnBoard(reader, reader) for at, reader in readers.items()})
         found[name] = (blocks, {"sources": ["spi_flash"]}, given)
     return found
 
@@ -149,10 +155,11 @@ class _Content:
         assert not problem, f"{name}, room {room}: {problem}"
 
 
-class _Taker:
+class Taker:
     """Takes units as `hw.store` does: one it holds while another stands in `data`.
 
-    A unit is let go of at random, and `room` is high where none is held, or only in that cycle.
+    A unit is let go of at random, and `room` is high where none is held, or only in that cycle. Of
+    the first unit ``lead`` clocks are missing.
 
     Attributes
     ----------
@@ -160,15 +167,15 @@ class _Taker:
     cycles : list of int, of each clock's bits, counted from the reset on
     """
 
-    def __init__(self, dut, name: str, room: float, rng: random.Random) -> None:
+    def __init__(self, dut, name: str, room: float, rng: random.Random, lead: int = 0) -> None:
         self.bytes = bytearray()
         self.cycles: list[int] = []
         self._dut, self._ports, self._room, self._rng = dut, Ports(dut, name), room, rng
         self._ports.room.value = 1
-        self._task = cocotb.start_soon(self._take())
+        self._task = cocotb.start_soon(self._take(lead))
 
-    async def _take(self) -> None:
-        ports, clocks, cycle = self._ports, 0, 0
+    async def _take(self, lead: int) -> None:
+        ports, clocks, cycle = self._ports, lead, 0
         unit_bytes = bench.parameters()["lines"] * UNIT_CLOCKS // 8
         held: int | None = None
         goes = False
@@ -187,7 +194,8 @@ class _Taker:
             if held is None:
                 held, waiting = waiting, None
             elif goes:
-                self.bytes += held.to_bytes(unit_bytes, "big")
+                unit = held.to_bytes(unit_bytes, "big")
+                self.bytes += unit[0 if self.bytes else lead * unit_bytes // UNIT_CLOCKS :]
                 held = None
             await RisingEdge(self._dut.clk)
             goes = self._rng.random() < self._room
@@ -215,13 +223,13 @@ async def _begin(dut) -> dict[str, Any]:
     return given
 
 
-async def _start(dut, room: float, *, reset: bool = True) -> dict[str, _Taker]:
+async def _start(dut, room: float, *, reset: bool = True) -> dict[str, Taker]:
     rng = random.Random(cocotb.RANDOM_SEED)
     for name in OFFSETS:
         Ports(dut, name).again.value = 0
     if reset:
         await bench.reset(dut, 8)
-    return {name: _Taker(dut, name, room, rng) for name in OFFSETS}
+    return {name: Taker(dut, name, room, rng) for name in OFFSETS}
 
 
 @cocotb.test()
@@ -259,7 +267,7 @@ async def starts_over_after_a_reset(dut):
             taker.stop()
 
 
-async def _stop(dut, taker: _Taker, moment: int) -> None:
+async def _stop(dut, taker: Taker, moment: int) -> None:
     await ClockCycles(dut.clk, moment)
     taker.stop()
 

@@ -1,7 +1,9 @@
 // What is on a board around the device: the very `top` that is synthesised, and the SPI flash on
 // its pins. The serial line, the clock's pin and the LEDs are the bench's. Where the device clocks
 // its flash through a primitive (ECP5), USRMCLK is defined: the clock is taken from inside. Where the
-// flash answers on four lines, QUAD is; else the board's pull-ups hold the further two.
+// flash answers on four lines, QUAD is; else the board's pull-ups hold the further two. Where it has an
+// SDRAM on its pins, SDRAM is; so that what it sends is there for half a cycle after the edge that is
+// to sample it, it comes half a cycle later than the model has it: at the next edge of the engine's clock.
 //
 // Where USRMCLK is defined the clock is so fast that the ways through pads and wires matter. Simulation
 // knows no delays: what the flash sends comes a cycle later there, which with its own 6 ns stands for
@@ -35,6 +37,16 @@ module board (
     assign flash_io3 = 1;
 `endif
 
+`ifdef SDRAM
+    wire sdram_clk, sdram_cke, sdram_cs_n, sdram_ras_n, sdram_cas_n, sdram_we_n, sdram_drives;
+    wire [1:0] sdram_dqm, sdram_ba;
+    wire [12:0] sdram_a;
+    wire [15:0] sdram_dq, sdram_sends;
+    reg [16:0] sdram_sent = 0;
+    always @(posedge clk) sdram_sent <= {sdram_drives, sdram_sends};
+    assign sdram_dq = sdram_sent[16] ? sdram_sent[15:0] : 16'bz;
+`endif
+
     top top (
         .clk(clk),
         .rx(rx),
@@ -48,6 +60,47 @@ module board (
 `ifdef QUAD
         .flash_io2(flash_io2),
         .flash_io3(flash_io3),
+`endif
+`ifdef SDRAM
+        .sdram_clk(sdram_clk),
+        .sdram_cke(sdram_cke),
+        .sdram_cs_n(sdram_cs_n),
+        .sdram_ras_n(sdram_ras_n),
+        .sdram_cas_n(sdram_cas_n),
+        .sdram_we_n(sdram_we_n),
+        .sdram_dqm0(sdram_dqm[0]),
+        .sdram_dqm1(sdram_dqm[1]),
+        .sdram_ba0(sdram_ba[0]),
+        .sdram_ba1(sdram_ba[1]),
+        .sdram_a0(sdram_a[0]),
+        .sdram_a1(sdram_a[1]),
+        .sdram_a2(sdram_a[2]),
+        .sdram_a3(sdram_a[3]),
+        .sdram_a4(sdram_a[4]),
+        .sdram_a5(sdram_a[5]),
+        .sdram_a6(sdram_a[6]),
+        .sdram_a7(sdram_a[7]),
+        .sdram_a8(sdram_a[8]),
+        .sdram_a9(sdram_a[9]),
+        .sdram_a10(sdram_a[10]),
+        .sdram_a11(sdram_a[11]),
+        .sdram_a12(sdram_a[12]),
+        .sdram_dq0(sdram_dq[0]),
+        .sdram_dq1(sdram_dq[1]),
+        .sdram_dq2(sdram_dq[2]),
+        .sdram_dq3(sdram_dq[3]),
+        .sdram_dq4(sdram_dq[4]),
+        .sdram_dq5(sdram_dq[5]),
+        .sdram_dq6(sdram_dq[6]),
+        .sdram_dq7(sdram_dq[7]),
+        .sdram_dq8(sdram_dq[8]),
+        .sdram_dq9(sdram_dq[9]),
+        .sdram_dq10(sdram_dq[10]),
+        .sdram_dq11(sdram_dq[11]),
+        .sdram_dq12(sdram_dq[12]),
+        .sdram_dq13(sdram_dq[13]),
+        .sdram_dq14(sdram_dq[14]),
+        .sdram_dq15(sdram_dq[15]),
 `endif
         .ready(ready),
         .busy(busy),
@@ -71,4 +124,21 @@ module board (
         .io2(sends[1]),
         .io3(sends[0])
     );
+
+`ifdef SDRAM
+    sdr_sdram memory (
+        .clk(sdram_clk),
+        .cke(sdram_cke),
+        .cs_n(sdram_cs_n),
+        .ras_n(sdram_ras_n),
+        .cas_n(sdram_cas_n),
+        .we_n(sdram_we_n),
+        .ba(sdram_ba),
+        .a(sdram_a),
+        .dqm(sdram_dqm),
+        .dq(sdram_dq),
+        .dq_o(sdram_sends),
+        .drives(sdram_drives)
+    );
+`endif
 endmodule

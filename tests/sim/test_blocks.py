@@ -18,6 +18,7 @@ BLOCKS = (
     "pool",
     "requantise",
     "scorer",
+    "sdram",
     "store",
     "window",
     "writer",

@@ -56,7 +56,7 @@ def image_of(made: Made, seed: int, room: int | None = None):
     if room is not None:
         image = replace(image, room=room)
         assert image.streamed
-        laid_out = streamed(laid_out, room, made.plan.flash_reader().pace)
+        laid_out = streamed(laid_out, room, made.plan.reader().pace)
     path = made.verilog.with_name(f"image{seed}_{room}.bin")
     path.write_bytes(flash_bytes(image))
     return laid_out, path

@@ -1,0 +1,180 @@
+"""The reader of an SDRAM, against models of one and of the flash that is copied to it.
+
+The models end the simulation where a chip would not understand, or forget.
+"""
+
+from __future__ import annotations
+
+import random
+
+import cocotb
+from amaranth.hdl import Cat, ClockSignal, Instance, Module, Mux, Signal, Value
+from cocotb.triggers import ClockCycles, RisingEdge, Timer
+
+from compiler.geometry import UNIT_CLOCKS
+from hw.flash import FlashReader
+from hw.sdram import COLUMN_BITS, DATA_BITS, HEAD_WORDS, ROW_BITS, SdramReader
+from sim import bench
+from sim.benches.flash import FlashOnBoard, Taker
+from sim.benches.points import Points, Ports
+from sim.drivers import first_difference
+
+CLOCKS = {"": 80e6}
+GRID_CLOCKS = CLOCKS | {"slow": 25e6, "middle": 66e6, "fast": 100e6}
+
+OFFSET = 2 << 20
+NAME = "board"
+
+ROW_BYTES = (DATA_BITS << COLUMN_BITS) // 8
+HEAD_BYTES = HEAD_WORDS * DATA_BITS // 8
+LEAD = -HEAD_WORDS % UNIT_CLOCKS
+"""Words that are missing of the first unit: what stands before the Image's words."""
+
+ROOM = (1.0, 0.3, 0.05)
+"""How often a unit is let go of, in cycles."""
+
+
+class SdramOnBoard(FlashOnBoard):
+    """A reader with an SDRAM on its pins too, whose data come at the clock's next edge."""
+
+    def __init__(self, reader: SdramReader, flash: FlashReader) -> None:
+        super().__init__(reader, flash)
+
+    def wire(self, m: Module) -> list[Value]:
+        reader = self._reader
+
+        def pins(name: str, count: int) -> list[Signal]:
+            return [getattr(reader, f"sdram_{name}{i}") for i in range(count)]
+
+        dq = pins("dq", DATA_BITS)
+        drives, sends, drove, sent = Signal(), Signal(DATA_BITS), Signal(), Signal(DATA_BITS)
+        floating = Signal(DATA_BITS)
+        ours = dq[0].oe
+        m.submodules.memory = Instance(
+            "sdr_sdram",
+            i_clk=reader.sdram_clk & ~ClockSignal(),
+            i_ba=Cat(pins("ba", 2)),
+            i_a=Cat(pins("a", ROW_BITS)),
+            i_dqm=Cat(pins("dqm", 2)),
+            i_dq=Mux(ours, Cat(pin.o for pin in dq), floating),
+            o_dq_o=sends,
+            o_drives=drives,
+            **{
+                f"i_{name}": getattr(reader, f"sdram_{name}")
+                for name in ("cke", "cs_n", "ras_n", "cas_n", "we_n")
+            },
+        )
+        m.d.sync += [drove.eq(drives), sent.eq(sends)]
+        m.d.comb += [pin.i.eq(Mux(pin.oe, pin.o, sent[i])) for i, pin in enumerate(dq)]
+        return [*super().wire(m), drove & ours]
+
+
+def design(grid: bool = False):
+    """A reader at each clock, and an Image of some rows."""
+    found = {}
+    for name, clock_hz in (GRID_CLOCKS if grid else CLOCKS).items():
+        flash = FlashReader(clock_hz, OFFSET, 1, 4, late=1)
+        reader = SdramReader(clock_hz, flash)
+        given = {
+            "clock_hz": clock_hz,
+            "lines": reader.lines,
+            "start": reader.pace.start_cycles,
+            "turn": reader.turn_cycles,
+            "bytes": HEAD_BYTES + (3 if grid else 2) * ROW_BYTES + 16,
+        }
+        blocks = Points({NAME: SdramOnBoard(reader, flash)})
+        found[name] = (blocks, {"sources": ["spi_flash", "sdr_sdram"]}, given)
+    return found
+
+
+class _Board:
+    """A board after power-on, and what lies in its flash."""
+
+    def __init__(self, dut) -> None:
+        given = bench.parameters()
+        self.rng = random.Random(cocotb.RANDOM_SEED)
+        self.content = self.rng.randbytes(given["bytes"])
+        self._dut, self._ports = dut, Ports(dut, NAME)
+        board = getattr(dut, NAME)
+        for i, byte in enumerate(self.content):
+            board.flash.mem[OFFSET + i].value = byte
+        board.flash.asleep.value = 1
+        self._memory = board.memory
+        self._ports.room.value = self._ports.again.value = 0
+
+    async def start(self) -> None:
+        """Reset it: the SDRAM may forget until it has a mode again."""
+        await Timer(1, "us")
+        bench.start_clocks(self._dut, bench.parameters()["clock_hz"] / 1e6)
+        await bench.reset(self._dut, 8)
+        self._memory.ready.value = 0
+
+    def take(self, room: float) -> Taker:
+        return Taker(self._dut, NAME, room, self.rng, LEAD)
+
+    async def read(self, room: float, count: int | None = None) -> Taker:
+        """Take a pass, or its beginning, and hold it to what was in flash."""
+        taker = self.take(room)
+        expected = self.content[:count]
+        got = await taker.receive(len(expected))
+        taker.stop()
+        problem = first_difference(list(expected), list(got))
+        assert not problem, f"room {room}: {problem}"
+        return taker
+
+    async def again(self) -> None:
+        """Tell the reader to begin again."""
+        self._ports.again.value = 1
+        await RisingEdge(self._dut.clk)
+        self._ports.again.value = 0
+
+
+@cocotb.test()
+async def sends_what_flash_held(dut):
+    """In the first pass, from flash, and in each later one, however often it is held up."""
+    board = _Board(dut)
+    await board.start()
+    for room in (0.5, *ROOM):
+        await board.read(room)
+        await board.again()
+
+
+@cocotb.test()
+async def is_as_fast_as_it_says(dut):
+    """A word a cycle, but for the cycles in which rows are changed."""
+    given = bench.parameters()
+    board = _Board(dut)
+    await board.start()
+    await board.read(1)
+    await board.again()
+    cycles = (await board.read(1)).cycles
+    steps = [b - a for a, b in zip(cycles, cycles[1:], strict=False)]
+    assert cycles[0] <= given["start"] + 1
+    assert set(steps) == {1, 1 + given["turn"]}
+    rows = [i + 1 + LEAD for i, step in enumerate(steps) if step > 1]
+    assert rows == [(i + 1) << COLUMN_BITS for i in range(len(rows))]
+    assert len(rows) == (len(board.content) // 2 + LEAD) >> COLUMN_BITS
+
+
+@cocotb.test()
+async def begins_again_at_any_moment(dut):
+    """In the midst of a burst, or of a change of rows."""
+    board = _Board(dut)
+    await board.start()
+    await board.read(1)
+    for _ in range(40):
+        await board.again()
+        count = board.rng.choice((4, 20, 60, ROW_BYTES - 20, ROW_BYTES + 20))
+        await board.read(board.rng.choice(ROOM[:2]), count)
+        await ClockCycles(dut.clk, board.rng.randrange(30))
+
+
+@cocotb.test()
+async def remembers(dut):
+    """What nobody asks for is refreshed, and still there later."""
+    board = _Board(dut)
+    await board.start()
+    await board.read(1)
+    await board.again()
+    await Timer(100, "us")
+    await board.read(1)
