@@ -42,6 +42,9 @@ from hw.uart import divisor_for
 STAGES = ("verilog", "synthesis", "routing", "bitstream")
 """The steps of this file, in order."""
 
+SOURCES = ("flash", "sdram")
+"""Of an Image that is not resident: the flash it lies in, or SDRAM that it is copied to once."""
+
 
 # -- choices ---------------------------------------------------------------------------------------
 
@@ -60,9 +63,8 @@ class Plan:
         Of the serial link.
     seeds : tuple of int
         Of placement, tried in turn until timing is met.
-    sdram : bool
-        Whether an Image that is not resident is read from SDRAM, copied there once; else from
-        flash, for each picture.
+    image_from : str
+        Of `SOURCES`: what an Image that is not resident is read from, for each picture.
     """
 
     board: Board
@@ -71,7 +73,7 @@ class Plan:
     clock_hz: float
     baud: int
     seeds: tuple[int, ...]
-    sdram: bool = False
+    image_from: str = "flash"
 
     @property
     def family(self) -> Family:
@@ -94,7 +96,7 @@ class Plan:
             *(self.clock_hz, board.flash.image_offset, board.flash_cycles, board.flash.lines),
             late=board.flash_late,
         )
-        return SdramReader(self.clock_hz, flash) if self.sdram else flash
+        return SdramReader(self.clock_hz, flash) if self.image_from == "sdram" else flash
 
 
 def plan(
@@ -104,6 +106,7 @@ def plan(
     clock_hz: float | None = None,
     baud: int | None = None,
     seeds: int = 4,
+    image_from: str = "flash",
 ) -> Plan:
     """A board's defaults and what is asked to differ from them.
 
@@ -111,7 +114,8 @@ def plan(
     ------
     UsageError
         Lanes that no engine can have, activations that a board's store cannot be laid beside, a
-        clock that the PLL cannot make, a bit rate that the clock cannot be divided to.
+        clock that the PLL cannot make, a bit rate that the clock cannot be divided to, a source of
+        the Image that the board does not have.
     """
     if seeds < 1:
         raise UsageError(f"seeds must be at least 1, not {seeds}")
@@ -131,7 +135,15 @@ def plan(
         raise UsageError(f"board {board.name!r}: {error}", _rates(real)) from error
     others = (seed for seed in range(1, 2 + seeds) if seed != board.first_seed)
     tried = (board.first_seed, *others)[:seeds]
-    return Plan(board, geometry, wanted, real, rate, tried)
+    chosen = Plan(board, geometry, wanted, real, rate, tried, image_from)
+    if image_from == "sdram":
+        if not board.has_sdram:
+            raise UsageError(f"board {board.name!r} must have an SDRAM", "--image-from flash")
+        try:
+            Top(geometry, real, rate, chosen.reader(), board.memory)
+        except ValueError as error:
+            raise UsageError(f"board {board.name!r}: {error}", "--image-from flash") from error
+    return chosen
 
 
 def _rates(clock_hz: float) -> str:
@@ -245,9 +257,10 @@ def largest(
     board: Board,
     found: dict[str, Tool],
     *,
-    clock: float | None,
+    clock_hz: float | None,
     baud: int | None,
     seeds: int,
+    image_from: str,
 ) -> Plan:
     """The first of the board's geometries, from the largest, that the tools bring onto it in time.
 
@@ -262,7 +275,7 @@ def largest(
     for lanes in board.candidates:
         name = lanes_name(lanes)
         try:
-            usual = plan(board, program.activation_bits, lanes, clock, baud, seeds)
+            usual = plan(board, program.activation_bits, lanes, clock_hz, baud, seeds, image_from)
             chosen = grown(program, usual, stages.say)
             fit(program, chosen)
             guess = estimate(chosen.geometry, board)

@@ -117,15 +117,16 @@ def _build(
     calibration = _calibration(checkpoint, options.activation_bits, data)
     program = _program(stages, checkpoint, options.activation_bits, calibration, board.geometry)
 
-    clock = options.clock * 1e6 if options.clock else None
+    chosen = {
+        "clock_hz": options.clock * 1e6 if options.clock else None,
+        "baud": options.baud,
+        "seeds": options.seeds,
+        "image_from": options.image_from,
+    }
     if options.lanes == AUTO:
-        plan = boards_build.largest(
-            stages, program, board, tools, clock=clock, baud=options.baud, seeds=options.seeds
-        )
+        plan = boards_build.largest(stages, program, board, tools, **chosen)
     else:
-        usual = boards_build.plan(
-            board, program.activation_bits, options.lanes, clock, options.baud, options.seeds
-        )
+        usual = boards_build.plan(board, program.activation_bits, options.lanes, **chosen)
         plan = boards_build.grown(program, usual, say)
     laid_out, image = boards_build.fit(
         program, plan, lambda: _smaller(checkpoint.network, program, plan)
@@ -165,6 +166,7 @@ def _build(
             "bytes": (folder / "image.bin").stat().st_size,
             "sha256": file_digest(folder / "image.bin"),
             "streamed": image.streamed,
+            "from": plan.image_from,
         },
         "verilog": {"path": str(verilog), "sha256": file_digest(verilog)},
         "tools": _versions() | {name: tool.version for name, tool in tools.items()},
@@ -467,6 +469,7 @@ def _row(row: Any, data: Path | None, say: Say) -> dict[str, Any] | str:
     arguments = ["build", str(source), "--board", row.board, "--images", str(row.images)]
     arguments += ["--activation-bits", str(row.activation_bits)]
     arguments += ["--lanes", row.shape] if row.shape else []
+    arguments += ["--image-from", row.image_from]
     arguments += ["--data", str(data)] if data else []
     try:
         return _build(_parser().parse_args(arguments), say, folder / row.name)
@@ -692,6 +695,13 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--clock", type=_megahertz, metavar="MHZ", help="default: the board's")
     command.add_argument("--baud", type=count, metavar="N", help="default: the board's")
     command.add_argument("--seeds", type=count, default=4, metavar="N", help="of placement")
+    command.add_argument(
+        "--image-from",
+        choices=("flash", "sdram"),
+        default="flash",
+        help="what the Image is read from for each picture, where it does not fit the chip; sdram: "
+        "copied there once",
+    )
     command.add_argument("--images", type=count, metavar="N", help="to simulate")
     command.add_argument("--out", type=Path, metavar="DIR", help="default: build/NAME")
     command.add_argument(

@@ -50,6 +50,8 @@ class Row:
         Images a second; 0 where none is asked for.
     images : int
         To simulate.
+    image_from : str
+        As on the command line.
     """
 
     board: str
@@ -62,11 +64,12 @@ class Row:
     activation_bits: int = 4
     shape: str = ""
     images: int = 2
+    image_from: str = "flash"
 
     @property
     def name(self) -> str:
         """Of its folder and its baseline."""
-        return f"{self.board}-{self.network}"
+        return f"{self.board}-{self.network}" + ("-sdram" if self.image_from == "sdram" else "")
 
 
 ROWS = (
@@ -76,6 +79,7 @@ ROWS = (
     Row("hx8k", "wrn8-1", "digits-wrn8-1-a4.pt", 256, 85, 0, images=3),
     Row("ulx3s-25f", "wrn20-1", "cifar10-wrn20-1-a4.pt", 1024, 80, 0),
     Row("ulx3s-25f", "wrn20-2", "cifar10-wrn20-1-a4.pt", 1024, 80, 220, "widened"),
+    Row("ulx3s-25f", "wrn20-2", "cifar10-wrn20-1-a4.pt", 1024, 80, 220, "widened", 4, "", 2, "sdram"),
 )
 """The floors."""
 
@@ -191,7 +195,9 @@ def table(results: Sequence[tuple[Row, Mapping[str, Any] | str]]) -> str:
 
 
 def _title(row: Row) -> str:
-    return f"{row.network} (random weight bits)" if row.made else row.network
+    notes = ["random weight bits"] if row.made else []
+    notes += ["Image in SDRAM"] if row.image_from == "sdram" else []
+    return f"{row.network} ({', '.join(notes)})" if notes else row.network
 
 
 def _asked(row: Row) -> str:

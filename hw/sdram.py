@@ -119,6 +119,8 @@ class SdramReader(wiring.Component):
         self._precharge = math.ceil(PRECHARGE_SECONDS * clock_hz)
         self._activate = math.ceil(ACTIVATE_SECONDS * clock_hz)
         self._refresh = math.ceil(REFRESH_SECONDS * clock_hz)
+        left = self.turn_cycles + UNIT_CLOCKS  # more than the longest way to the next one
+        self._lasts = math.floor(REFRESH_EVERY * clock_hz) - left
         super().__init__(
             self.pins
             | {
@@ -148,13 +150,14 @@ class SdramReader(wiring.Component):
         """For the prediction of cycles."""
         # A pass begins with a new row; what is read of it first is dropped (see `elaborate`).
         start = self.turn_cycles + LATENCY + UNIT_CLOCKS + 4
-        row = 1 << COLUMN_BITS
+        # At a slow clock a row does not last until the next refresh, and is opened anew.
+        times = math.ceil((1 << COLUMN_BITS) / self._lasts)
         return FlashPace(
             UNIT_CLOCKS,
             UNIT_CLOCKS * DATA_BITS,
             spare_cycles=0,
             start_cycles=start,
-            row_units=row // UNIT_CLOCKS,
+            row_units=(1 << COLUMN_BITS) // UNIT_CLOCKS // times,
             row_cycles=self.turn_cycles,
         )
 
@@ -197,10 +200,8 @@ class SdramReader(wiring.Component):
         power = math.ceil(POWER_SECONDS * self._clock_hz)
         pause = Signal(range(power), init=power - 1)
         refreshes = Signal(range(POWER_REFRESHES))
-        left = self.turn_cycles + UNIT_CLOCKS  # more than the longest way to the next one
-        lasts = math.floor(REFRESH_EVERY * self._clock_hz) - left
-        age, due = Signal(range(lasts + 1)), Signal()  # since the last refresh
-        m.d.comb += due.eq(age == lasts)
+        age, due = Signal(range(self._lasts + 1)), Signal()  # since the last refresh
+        m.d.comb += due.eq(age == self._lasts)
         with m.If(~due):
             m.d.sync += age.eq(age + 1)
 

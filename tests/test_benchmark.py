@@ -86,7 +86,7 @@ def test_predicted_cycles_are_the_baselines(tmp_path):
         board = records.find(row.board)
         program = program_of(networks.graph_of(source), row.activation_bits, engine=board.geometry)
         lanes = tuple(baseline["lanes"][name] for name in ("input", "output", "pixels"))
-        usual = plan(board, row.activation_bits, lanes)
+        usual = plan(board, row.activation_bits, lanes, image_from=row.image_from)
         laid_out, _ = fit(program, grown(program, usual))
         assert laid_out.cycles == baseline["cycles_per_image"]["predicted"]
 
@@ -147,7 +147,7 @@ def test_lanes_auto_says_why_not(tmp_path, monkeypatch):
     network = checkpoint.Network(8, 1.0, 10, (1, 8, 8))
     program = program_of(graph.build(blank(network)), 4, engine=board.geometry)
     stages = Stages(make_folder(tmp_path), ("verilog",), say=said.append)
-    chosen = largest(stages, program, board, {}, clock=None, baud=None, seeds=1)
+    chosen = largest(stages, program, board, {}, clock_hz=None, baud=None, seeds=1, image_from="flash")
     assert chosen.geometry.lanes == 128
     assert tried == [256, 128]
     assert said[0] == "--lanes 16x16x2: no; about 36 BRAM of 32"
@@ -156,6 +156,6 @@ def test_lanes_auto_says_why_not(tmp_path, monkeypatch):
         boards_build, "make_bitstream", lambda *a: (_ for _ in ()).throw(BuildError("no"))
     )
     with pytest.raises(BuildError, match="'hx8k' must hold one of its geometries"):
-        largest(stages, program, board, {}, clock=None, baud=None, seeds=1)
+        largest(stages, program, board, {}, clock_hz=None, baud=None, seeds=1, image_from="flash")
     with pytest.raises(UsageError):
         plan(board, 4, seeds=0)

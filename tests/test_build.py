@@ -455,3 +455,13 @@ def test_a_board_s_first_seed_is_tried_first():
 def test_plan_rejects_no_seeds():
     with pytest.raises(UsageError, match="seeds must be at least 1"):
         plan(BOARD, 4, seeds=0)
+
+
+def test_image_from_sdram_where_there_is_one():
+    with pytest.raises(UsageError, match=r"^board 'icebreaker' must have an SDRAM$") as error:
+        plan(BOARD, 4, image_from="sdram")
+    assert error.value.hint == "--image-from flash"
+    ulx3s = records.find("ulx3s-25f")
+    assert plan(ulx3s, 4, image_from="sdram").reader().pace.unit_bits == 64
+    with pytest.raises(UsageError, match=r"'ulx3s-25f': stream_bits must be a multiple of 64"):
+        plan(ulx3s, 2, image_from="sdram")

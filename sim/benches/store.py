@@ -37,9 +37,11 @@ POINTS = {
     "quad_b2": (B2, 4),
     "quad_b8": (B8, 4),
     "quad_short_words": (replace(SMALL, stream_bits=16), 4),
+    "sdram": (replace(SMALL, two_ports=True), 16),
+    "sdram_b8": (replace(B8, stream_bits=64), 16),
 }
 """Lanes of each width that there is; stream words as wide as the memory's, and short ones. And how
-many lines of the flash."""
+many lines of the flash, or bits that an SDRAM sends at once."""
 
 QUIET_CYCLES = 200
 """How long a refusal is watched: more than serving takes to begin."""
@@ -110,6 +112,8 @@ def design(grid: bool = False):
 class _Flash:
     """What the reader of a flash does, as early as it can: a unit in four cycles, if there is room.
 
+    Units are counted from the Image's words on; of the first one in a pass clocks may be missing.
+
     Attributes
     ----------
     sent : int
@@ -130,6 +134,7 @@ class _Flash:
         coming: list[int | None] = [None, None]  # on its way
         here, clocks, pause = 0, 0, 9
         lines, unit = self._point.lines, UNIT_CLOCKS * self._point.lines
+        lead = -(8 * HEAD_BYTES // lines) % UNIT_CLOCKS
         while True:
             await ReadOnly()
             room, again = ports.room.value == 1, ports.again.value == 1
@@ -137,15 +142,16 @@ class _Flash:
             if again:
                 coming, clocks, pause = [None, None], 0, 9
                 self.sent, self.passes = 0, self.passes + 1
-            begins = clocks % UNIT_CLOCKS == 0
+            begins = not clocks or (clocks + lead) % UNIT_CLOCKS == 0
             goes = not pause and (room or not begins) and rng.random() >= self._slow
             pause -= pause > 0
             if goes:
                 at, place = divmod(clocks * lines, 8)
-                byte = self.data[at] if at < len(self.data) else 0xFF
-                coming.append((byte >> 8 - lines - place) & ((1 << lines) - 1))
+                two = int.from_bytes(self.data[at : at + 2].ljust(2, b"\xff"), "big")
+                coming.append((two >> 16 - lines - place) & ((1 << lines) - 1))
+                if begins:
+                    self.sent += (unit if clocks else unit - lead * lines) // 8
                 clocks += 1
-                self.sent += begins * unit // 8
             else:
                 coming.append(None)
             bits = coming.pop(0)
@@ -297,11 +303,11 @@ async def reads_ahead_while_nobody_asks(dut):
         while flash.sent < HEAD_BYTES + room * size - point.unit_bytes:
             await point.edge
             pace += 1
-        units = (HEAD_BYTES + room * size) // point.unit_bytes
-        assert pace <= UNIT_CLOCKS * units + 20, f"{point.name}: {pace} cycles"
+        filled = HEAD_BYTES + room * size
+        assert pace <= UNIT_CLOCKS * filled / point.unit_bytes + 20, f"{point.name}: {pace} cycles"
         await ClockCycles(dut.clk, 100)
         # Two more units wait to be written.
-        assert flash.sent == (units + 2) * point.unit_bytes, f"{point.name}: {flash.sent}"
+        assert flash.sent == filled + 2 * point.unit_bytes, f"{point.name}: {flash.sent}"
         sink = StreamSink(dut, point.ports.name("o"))
         got = await with_timeout(sink.receive(70), 1, "ms")
         assert got == (words * 2)[:70], point.name
