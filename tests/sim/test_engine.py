@@ -230,8 +230,7 @@ GEOMETRIES = {
     "px4_one_pass": {"pixel_lanes": 4, "pump": 1},
     "two_ports": {"pixel_lanes": 4, "pump": 1, "two_ports": True},
     "paired": {"pixel_lanes": 4, "pump": 1, "weight_depth": 512, **PAIRED},
-    "paired_px2": {"pixel_lanes": 2, "output_lanes": 8, "input_lanes": 8, "word_channels": 8}
-    | {"activation_bits": 8, "weight_depth": 512, "stream_bits": 32, **PAIRED},
+    "paired_px2": {"pixel_lanes": 2, "output_lanes": 8, "pump": 1, "weight_depth": 512, **PAIRED},
     "residual14": WIDE | {"residual_bits": 14},
     "residual16": WIDE,
     "residual20": WIDE | {"residual_bits": 20},
