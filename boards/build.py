@@ -27,14 +27,16 @@ from boards.toolchain import (
 )
 from boards.top import BoardTop, pll
 from compiler.errors import BuildError, CapacityError, UsageError
-from compiler.geometry import Geometry, geometry_for, lanes_name
-from compiler.image import Image, check_room
+from compiler.geometry import UNIT_CLOCKS, Geometry, geometry_for, lanes_name
+from compiler.image import LEAST_RING, Image, check_room, flash_bytes
 from compiler.program import Program
 from compiler.schedule import Schedule, fitted, schedule, streamed
 from compiler.stages import Result, Say, Stages, file_digest, silent, source_digest, write
 from hw.flash import FlashReader
+from hw.rom import RomReader
 from hw.sdram import SdramReader
 from hw.store import BITS as STORE_BITS
+from hw.store import ImageStore
 from hw.sums import SumMemory
 from hw.top import Top
 from hw.uart import divisor_for
@@ -42,8 +44,9 @@ from hw.uart import divisor_for
 STAGES = ("verilog", "synthesis", "routing", "bitstream")
 """The steps of this file, in order."""
 
-SOURCES = ("flash", "sdram")
-"""Of an Image that is not resident: the flash it lies in, or SDRAM that it is copied to once."""
+SOURCES = ("flash", "sdram", "bitstream")
+"""Of an Image that is not resident: the flash it lies in, or SDRAM that it is copied to once. Or it
+lies in the bitstream's block RAM, which then is that network's."""
 
 
 # -- choices ---------------------------------------------------------------------------------------
@@ -80,18 +83,20 @@ class Plan:
         """The tools for the board's device."""
         return FAMILIES[self.board.family]
 
-    def top(self) -> BoardTop:
-        """The whole design."""
+    def top(self, content: bytes = b"") -> BoardTop:
+        """The whole design; with what its bitstream is to hold of `compiler.image.flash_bytes`."""
         return BoardTop(
             self.board,
-            lambda hz: Top(self.geometry, hz, self.baud, self.reader(), self.board.memory),
+            lambda hz: Top(self.geometry, hz, self.baud, self.reader(content), self.board.memory),
             self.wanted_hz,
             self.geometry.pump,
         )
 
-    def reader(self) -> FlashReader | SdramReader:
+    def reader(self, content: bytes = b"") -> FlashReader | SdramReader | RomReader:
         """What reads the Image."""
         board = self.board
+        if self.image_from == "bitstream":
+            return RomReader(content, self.geometry.stream_bits // UNIT_CLOCKS)
         flash = FlashReader(
             *(self.clock_hz, board.flash.image_offset, board.flash_cycles, board.flash.lines),
             late=board.flash_late,
@@ -136,13 +141,12 @@ def plan(
     others = (seed for seed in range(1, 2 + seeds) if seed != board.first_seed)
     tried = (board.first_seed, *others)[:seeds]
     chosen = Plan(board, geometry, wanted, real, rate, tried, image_from)
-    if image_from == "sdram":
-        if not board.has_sdram:
-            raise UsageError(f"board {board.name!r} must have an SDRAM", "--image-from flash")
-        try:
-            Top(geometry, real, rate, chosen.reader(), board.memory)
-        except ValueError as error:
-            raise UsageError(f"board {board.name!r}: {error}", "--image-from flash") from error
+    if image_from == "sdram" and not board.has_sdram:
+        raise UsageError(f"board {board.name!r} must have an SDRAM", "--image-from flash")
+    try:
+        ImageStore(geometry, chosen.reader().lines)
+    except ValueError as error:
+        raise UsageError(f"board {board.name!r}: {error}", "--image-from flash") from error
     return chosen
 
 
@@ -166,14 +170,32 @@ def grown(program: Program, plan: Plan, say: Say = silent) -> Plan:
     Units and widths grow as they must, and the tools say whether the device holds them; activation
     memory is what the board has. A network that lacks nothing, or what no engine brings, leaves the
     plan as it is.
+
+    Where the bitstream holds the network it takes block RAM from the activation memory, as far as
+    the maps allow.
     """
     try:
-        geometry = fitted(program, plan.geometry, fixed=("memory_depth",)).geometry
+        laid_out = fitted(program, plan.geometry, fixed=("memory_depth",))
     except CapacityError:
         return plan
+    geometry = laid_out.geometry
+    if plan.image_from == "bitstream":
+        geometry = _beside(laid_out, plan.board)
     if more := geometry.beyond(plan.geometry):
         say(f"{program.network} needs an engine of its own: {more}")
     return replace(plan, geometry=geometry)
+
+
+def _beside(laid_out: Schedule, board: Board) -> Geometry:
+    """The geometry with half the memory, or half of that, until its Image finds room beside it."""
+    g, budget = laid_out.geometry, board.budget.bram
+    used = g.memory_depth - laid_out.room + LEAST_RING
+    held = -(-len(flash_bytes(Image.of(laid_out))) // FAMILY_BLOCK_BYTES[board.family])
+    while board.memory == "inferred" and g.memory_depth >= 2 * used:
+        if estimate(g, board).bram + held <= budget:
+            break
+        g = replace(g, memory_depth=g.memory_depth // 2)
+    return g
 
 
 def fit(program: Program, plan: Plan, smaller: Callable[[], str] = str) -> tuple[Schedule, Image]:
@@ -222,6 +244,9 @@ class Price:
     fixed: float
     adder: float
 
+
+FAMILY_BLOCK_BYTES = {"ice40": 512, "ecp5": 2048}
+"""Of a block RAM, as words of 16 bits."""
 
 PRICES = {"ice40": Price(2915, 9.4), "ecp5": Price(7560, 8.2)}
 """From the netlists of 128 and 256 adders on iCE40, of 1,024 on ECP5."""
@@ -277,14 +302,14 @@ def largest(
         try:
             usual = plan(board, program.activation_bits, lanes, clock_hz, baud, seeds, image_from)
             chosen = grown(program, usual, stages.say)
-            fit(program, chosen)
+            _, image = fit(program, chosen)
             guess = estimate(chosen.geometry, board)
             for kind in ("lut", "bram"):
                 need, budget = getattr(guess, kind), getattr(board.budget, kind)
                 if need > budget * (MARGIN if kind == "lut" else 1):
                     raise CapacityError(f"about {need:,} {kind.upper()} of {budget:,}")
             stages.say(f"--lanes {name}: trying")
-            make_verilog(stages, chosen, found)
+            make_verilog(stages, chosen, image, found)
             made = make_bitstream(stages, chosen, found)
         except (CapacityError, BuildError, UsageError) as error:
             stages.say(f"--lanes {name}: no; {str(error).splitlines()[0]}")
@@ -333,17 +358,20 @@ class Made:
     bitstream: Path
 
 
-def make_verilog(stages: Stages, plan: Plan, found: dict[str, Tool]) -> Path:
-    """Write ``top.v`` and the file of its pins, the same for every network."""
+def make_verilog(stages: Stages, plan: Plan, image: Image, found: dict[str, Tool]) -> Path:
+    """Write ``top.v`` and the file of its pins, the same for every network but where the bitstream
+    holds one."""
     path, pins = stages.folder / "top.v", plan.family.constraints
+    content = flash_bytes(image) if plan.image_from == "bitstream" else b""
 
     def work() -> Result:
-        top = plan.top()
+        top = plan.top(content)
         write(path, top.verilog())
         write(stages.folder / pins, top.constraints())
         return {}
 
-    inputs = [plan, found["yosys"].version, source_digest("compiler", "hw", "boards")]
+    sources = source_digest("compiler", "hw", "boards")
+    inputs = [plan, content.hex(), found["yosys"].version, sources]
     stages.run("verilog", inputs, ("top.v", pins), work, share=True)
     return path
 

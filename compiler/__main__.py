@@ -133,7 +133,7 @@ def _build(
     )
     _schedule(stages, laid_out)
     _image(stages, image)
-    verilog = boards_build.make_verilog(stages, plan, tools)
+    verilog = boards_build.make_verilog(stages, plan, image, tools)
     made = boards_build.make_bitstream(stages, plan, tools)
     if missing:
         say(f"accuracy is not measured: {missing}")
@@ -697,10 +697,10 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--seeds", type=count, default=4, metavar="N", help="of placement")
     command.add_argument(
         "--image-from",
-        choices=("flash", "sdram"),
+        choices=("flash", "sdram", "bitstream"),
         default="flash",
-        help="what the Image is read from for each picture, where it does not fit the chip; sdram: "
-        "copied there once",
+        help="what the Image is read from for each picture, where it does not fit beside the maps; "
+        "sdram: copied there once; bitstream: it is part of that",
     )
     command.add_argument("--images", type=count, metavar="N", help="to simulate")
     command.add_argument("--out", type=Path, metavar="DIR", help="default: build/NAME")

@@ -12,7 +12,7 @@ from amaranth.lib.wiring import In, Out
 from compiler.cycles import FlashPace
 from compiler.geometry import UNIT_CLOCKS
 from hw.flash import BOTH_WAYS, FlashReader, join_pins
-from hw.store import FIELD_BITS
+from hw.store import HEAD_BITS
 
 DATA_BITS, COLUMN_BITS, ROW_BITS, BANK_BITS = 16, 9, 13, 2
 """A chip of 32 MiB; of a larger one, which has more columns, some lie fallow. One bank is used."""
@@ -49,7 +49,7 @@ PRECHARGE, REFRESH, SET_MODE = 0b010, 0b100, 0b000
 ALL_BANKS = 1 << 10
 """In the address of `PRECHARGE`."""
 
-HEAD_WORDS = 3 * FIELD_BITS // DATA_BITS
+HEAD_WORDS = HEAD_BITS // DATA_BITS
 """That stand before the Image's own (`compiler.image`)."""
 
 FIFO_UNITS = 4

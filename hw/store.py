@@ -16,6 +16,9 @@ CRC = catalog.CRC32_MPEG_2
 FIELD_BITS = 32
 """Of magic, number of words, ring and CRC."""
 
+HEAD_BITS = 3 * FIELD_BITS
+"""Before the words."""
+
 BITS = (2, 4, 8)
 """Widths of activations of which a byte holds a whole number."""
 

@@ -308,7 +308,7 @@ def until(folder, stage, file=DIGITS, bits=None, shared=None, lanes=None):
     command._schedule(stages, laid_out)
     command._image(stages, image)
     tools = boards_build.tools(BOARD)
-    boards_build.make_verilog(stages, chosen, tools)
+    boards_build.make_verilog(stages, chosen, image, tools)
     if stage == "bitstream":
         boards_build.make_bitstream(stages, chosen, tools)
     return stages

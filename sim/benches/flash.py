@@ -13,6 +13,7 @@ from cocotb.triggers import ClockCycles, ReadOnly, RisingEdge, Timer
 
 from compiler.geometry import UNIT_CLOCKS
 from hw.flash import WAKE_SECONDS, FlashReader
+from hw.rom import RomReader
 from hw.sdram import SdramReader
 from sim import bench
 from sim.benches.points import Points, Ports
@@ -47,20 +48,18 @@ ROOM = (1.0, 0.5, 0.05)
 """How often there is room for a byte, in cycles."""
 
 
-class FlashOnBoard(wiring.Component):
-    """A reader of a flash with that on its pins, and a pad that makes the clock's pulses.
-
-    Where the reader takes data late, registers stand in their way.
+class ReaderOnBoard(wiring.Component):
+    """A reader of Images, and what is on its pins: here nothing.
 
     Members
     -------
     stb, data, room : of the reader
-    again : In(1), resets the reader
+    again : In(1), it begins again
     clash : Out(1), both drive a pin that goes both ways
     """
 
-    def __init__(self, reader: FlashReader | SdramReader, flash: FlashReader) -> None:
-        self._reader, self._flash = reader, flash
+    def __init__(self, reader: FlashReader | SdramReader | RomReader) -> None:
+        self._reader = reader
         data = Out(UNIT_CLOCKS * reader.lines)
         super().__init__(
             {"stb": Out(1), "data": data, "room": In(1), "again": In(1), "clash": Out(1)}
@@ -80,6 +79,20 @@ class FlashOnBoard(wiring.Component):
 
     def wire(self, m: Module) -> list[Value]:
         """Connect the pins; what is true where both sides drive one."""
+        return []
+
+
+class FlashOnBoard(ReaderOnBoard):
+    """A flash on the pins, and a pad that makes the clock's pulses.
+
+    Where the flash's data are taken late, registers stand in their way.
+    """
+
+    def __init__(self, reader: FlashReader | SdramReader, flash: FlashReader) -> None:
+        super().__init__(reader)
+        self._flash = flash
+
+    def wire(self, m: Module) -> list[Value]:
         reader, flash = self._reader, self._flash
         floating, pulse = Signal(), reader.flash_clk & ~ClockSignal()
         drives, quad_drives = Signal(), Signal()

@@ -40,9 +40,6 @@ ROOM = (1.0, 0.3, 0.05)
 class SdramOnBoard(FlashOnBoard):
     """A reader with an SDRAM on its pins too, whose data come at the clock's next edge."""
 
-    def __init__(self, reader: SdramReader, flash: FlashReader) -> None:
-        super().__init__(reader, flash)
-
     def wire(self, m: Module) -> list[Value]:
         reader = self._reader
 

@@ -17,6 +17,7 @@ BLOCKS = (
     "memory",
     "pool",
     "requantise",
+    "rom",
     "scorer",
     "sdram",
     "store",

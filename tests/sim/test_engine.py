@@ -265,6 +265,8 @@ def test_geometry(name):
         )
         for seed in range(2)
     ]
+    pairs = any(layer.record["paired"] for c in some for layer in c.plan.layers)
+    assert pairs == geometry.paired_groups
     for c, run in zip(some, hold(simulation, some), strict=True):
         print(table(c, run))
         pools_exactly(c, run)
