@@ -66,10 +66,21 @@ def list_command(options: argparse.Namespace, console: Console) -> None:  # noqa
         )
 
 
+def _holds_its_network(bitstream: Path) -> bool:
+    """Whether a build said that its Image is part of its bitstream."""
+    report = bitstream.with_name("report.json")
+    if not report.exists():
+        return False
+    held: bool = json.loads(report.read_text()).get("image", {}).get("from") == "bitstream"
+    return held
+
+
 def flash_command(options: argparse.Namespace, console: Console) -> None:
     """Write a bitstream and its network, or print the commands that would."""
     bitstream = options.build / "top.bin" if options.build.is_dir() else options.build
-    image = options.image or bitstream.with_name("image.bin")
+    image = options.image
+    if image is None and not _holds_its_network(bitstream):
+        image = bitstream.with_name("image.bin")
     board = find(options.board)
     writes = flash.plan(board, None if options.image_only else bitstream, image)
     if options.dry_run:

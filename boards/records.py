@@ -338,9 +338,7 @@ ULX3S_25F = Board(
         "sdram_dqm1": Pin("E20"),
         **_numbered("sdram_ba", "P19 N20"),
         **_numbered("sdram_a", "M20 M19 L20 L19 K20 K19 K18 J20 J19 H20 N19 G20 G19"),
-        **_numbered(
-            "sdram_dq", "J16 L18 M18 N18 P18 T18 T17 U20 E19 D20 D19 C20 E18 F18 J18 J17"
-        ),
+        **_numbered("sdram_dq", "J16 L18 M18 N18 P18 T18 T17 U20 E19 D20 D19 C20 E18 F18 J18 J17"),
     },
     held_high={
         # Low, it would start the ESP32 in its boot loader, and that resets the board.

@@ -8,6 +8,7 @@ import logging
 import os
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -100,11 +101,15 @@ def build_command(options: argparse.Namespace, console: Console) -> None:
 def _build(
     options: argparse.Namespace, say: Say, default_folder: Path | None = None
 ) -> dict[str, Any]:
+    from amaranth.hdl import UnusedElaboratable
+
     from boards import build as boards_build
     from boards import records
     from compiler import accuracy, report
     from compiler.stages import Stages, file_digest, make_folder, write
 
+    # Some parts are made for what they know of themselves alone, such as their pace.
+    warnings.filterwarnings("ignore", category=UnusedElaboratable)
     board = records.find(options.board)
     tools = boards_build.tools(board)
     source = Path(options.file)

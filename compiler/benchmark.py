@@ -79,7 +79,10 @@ ROWS = (
     Row("hx8k", "wrn8-1", "digits-wrn8-1-a4.pt", 256, 85, 0, images=3),
     Row("ulx3s-25f", "wrn20-1", "cifar10-wrn20-1-a4.pt", 1024, 80, 0),
     Row("ulx3s-25f", "wrn20-2", "cifar10-wrn20-1-a4.pt", 1024, 80, 220, "widened"),
-    Row("ulx3s-25f", "wrn20-2", "cifar10-wrn20-1-a4.pt", 1024, 80, 220, "widened", 4, "", 2, "sdram"),
+    Row(
+        *("ulx3s-25f", "wrn20-2", "cifar10-wrn20-1-a4.pt", 1024, 80, 220, "widened"),
+        image_from="sdram",
+    ),
 )
 """The floors."""
 

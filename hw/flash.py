@@ -168,7 +168,7 @@ class FlashReader(wiring.Component):
     def pins(self) -> dict[str, wiring.Member]:
         return flash_pins(self._lines)
 
-    def again_at(self, m: Module, strobe: Value) -> Elaboratable:  # noqa: ARG002 (see `hw.sdram`)
+    def again_at(self, m: Module, strobe: Value) -> Elaboratable:
         """What goes into a design that lets it begin again at each strobe."""
         return ResetInserter(strobe)(self)
 

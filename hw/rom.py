@@ -60,7 +60,7 @@ class RomReader(wiring.Component):
         spare = -ARRIVES % UNIT_CLOCKS
         return FlashPace(UNIT_CLOCKS, UNIT_CLOCKS * self._lines, spare, start_cycles=2)
 
-    def again_at(self, m: Module, strobe: Value) -> Elaboratable:  # noqa: ARG002 (see `hw.sdram`)
+    def again_at(self, m: Module, strobe: Value) -> Elaboratable:
         """What goes into a design that lets it begin again at each strobe."""
         return ResetInserter(strobe)(self)
 

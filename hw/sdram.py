@@ -59,8 +59,9 @@ one of them, and two are on their way."""
 
 def sdram_pins() -> dict[str, wiring.Member]:
     """The pins of an SDRAM."""
-    names = ("clk", "cke", "cs_n", "ras_n", "cas_n", "we_n", "dqm0", "dqm1")
-    names += tuple(f"ba{i}" for i in range(BANK_BITS)) + tuple(f"a{i}" for i in range(ROW_BITS))
+    numbered = (("dqm", DATA_BITS // 8), ("ba", BANK_BITS), ("a", ROW_BITS))
+    names = ["clk", "cke", "cs_n", "ras_n", "cas_n", "we_n"]
+    names += [f"{name}{i}" for name, count in numbered for i in range(count)]
     return {f"sdram_{name}": Out(1) for name in names} | {
         f"sdram_dq{i}": Out(BOTH_WAYS) for i in range(DATA_BITS)
     }
@@ -78,10 +79,10 @@ class SdramReader(wiring.Component):
     one sequence for all, of `turn_cycles`, in which nothing is read or written.
 
     Clock: the pad makes it, high in the second half of a cycle (`boards.records.Pin.pulse`), so
-    commands and data are there half a period before and after the edge that takes them. What is read
-    is due three edges of this clock after the cycle in which the command is on the pins, the last of
-    which is sampled: at 80 MHz the way out through the pad, the SDRAM's tAC of 6 ns and the way in
-    have 18.7 ns, and with tOH of 2.5 ns must not take less than 6.3 ns.
+    commands and data are there half a period before and after the edge that takes them. A word that
+    is read leaves with an edge, and is sampled a period and a half later: at 80 MHz the way out
+    through the pad, the SDRAM's tAC of 6 ns and the way in have 18.7 ns. The next word follows a
+    period after it, so these ways, with tOH of 2.5 ns, must take 6.3 ns at least.
 
     Contract of `room`: as of `hw.flash.FlashReader`.
 

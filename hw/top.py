@@ -10,6 +10,7 @@ from compiler.geometry import Geometry
 from hw.engine import Engine
 from hw.flash import FlashReader, join_pins
 from hw.host import DEFAULT_TIMEOUT, Host
+from hw.rom import RomReader
 from hw.sdram import SdramReader
 from hw.store import ImageStore
 from hw.uart import UartReceiver, UartTransmitter, divisor_for
@@ -20,9 +21,10 @@ class Top(wiring.Component):
 
     After reset the Image is read from flash, copied to the activation memory if it has the room,
     and checked, which takes some milliseconds; requests that come before, or when it is damaged,
-    end with `Status.ENGINE`. An Image for which there is no room is read again for each picture, from
-    flash or from an SDRAM it was copied to.
+    end with `Status.ENGINE`. An Image for which there is no room is read again for each picture.
     The design knows nothing of the network: any Image made for its geometry runs.
+
+    The flash may be one that is copied to SDRAM first, or a block RAM that holds one network.
 
     Parameters
     ----------
@@ -32,7 +34,7 @@ class Top(wiring.Component):
         Of the ``sync`` domain.
     baud : int
         Bits a second of the serial line.
-    flash : FlashReader or SdramReader
+    flash : FlashReader, SdramReader or RomReader
         Of this clock; from its offset on the flash holds what `compiler.image.flash_bytes` makes.
     primitive : str
         See `hw.memory.ActivationMemory`.
@@ -57,7 +59,7 @@ class Top(wiring.Component):
         geometry: Geometry,
         clock_hz: float,
         baud: int,
-        flash: FlashReader | SdramReader,
+        flash: FlashReader | SdramReader | RomReader,
         primitive: str = "inferred",
     ) -> None:
         self._divisor = divisor_for(clock_hz, baud)

@@ -20,8 +20,8 @@ from sim.check import Int, Run
 from sim.runner import MODELS, Simulation
 
 RESET_CYCLES = 1 << 14
-"""Cycles after which every board's reset is over, and its flash awake; and its SDRAM, which is twice
-as long about it, when the first bytes have come."""
+"""Cycles after which every board's reset is over, and its flash awake. An SDRAM takes longer, but not
+by so much as the bytes of an Image are given."""
 
 PICTURES_AT_ONCE = 32
 """That each process simulates before they are compared with the golden model."""
@@ -158,7 +158,12 @@ def cell_models(verilog: str) -> list[str]:
 
 def memory_wiring(verilog: str) -> dict[str, int]:
     """What the model of a board is told of the pins that a design reaches its memories by."""
-    marks = {"USRMCLK": r"^\s*USRMCLK\s", "QUAD": r"\bflash_io2\b", "SDRAM": r"\bsdram_clk\b"}
+    marks = {
+        "FLASH": r"\bflash_cs_n\b",
+        "USRMCLK": r"^\s*USRMCLK\s",
+        "QUAD": r"\bflash_io2\b",
+        "SDRAM": r"\bsdram_clk\b",
+    }
     return {name: 1 for name, mark in marks.items() if re.search(mark, verilog, re.MULTILINE)}
 
 

@@ -104,7 +104,7 @@ def on_netlist(
         # some seconds of simulation.
         options=("--output-split", "60000", "--output-split-cfuncs", "2000", "-CFLAGS", "-O0"),
         # Ports that a cell's user leaves open are 0, as Yosys means them.
-        defines={"NO_ICE40_DEFAULT_ASSIGNMENTS": 1, "ICE40_U": 1} | accuracy.flash_wiring(design),
+        defines={"NO_ICE40_DEFAULT_ASSIGNMENTS": 1, "ICE40_U": 1} | accuracy.memory_wiring(design),
         cache=cache,
     )
     say(f"simulating {len(images)} pictures")

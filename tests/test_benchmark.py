@@ -147,7 +147,9 @@ def test_lanes_auto_says_why_not(tmp_path, monkeypatch):
     network = checkpoint.Network(8, 1.0, 10, (1, 8, 8))
     program = program_of(graph.build(blank(network)), 4, engine=board.geometry)
     stages = Stages(make_folder(tmp_path), ("verilog",), say=said.append)
-    chosen = largest(stages, program, board, {}, clock_hz=None, baud=None, seeds=1, image_from="flash")
+    chosen = largest(
+        stages, program, board, {}, clock_hz=None, baud=None, seeds=1, image_from="flash"
+    )
     assert chosen.geometry.lanes == 128
     assert tried == [256, 128]
     assert said[0] == "--lanes 16x16x2: no; about 36 BRAM of 32"

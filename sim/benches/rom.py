@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import asdict
+from typing import Any
 
 import cocotb
 from cocotb.triggers import ClockCycles, RisingEdge
@@ -25,7 +26,7 @@ ROOM = (1.0, 0.3, 0.05)
 
 def design(grid: bool = False):
     """Units of each size; the number of words is no power of two."""
-    found = {}
+    found: dict[str, tuple[Points, dict[str, Any], dict[str, Any]]] = {}
     for lines in (8, 16):
         unit = UNIT_CLOCKS * lines // 8
         content = random.Random(lines).randbytes(HEAD_BITS // 8 + (401 if grid else 61) * unit)

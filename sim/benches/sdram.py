@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import asdict
+from itertools import pairwise
 
 import cocotb
 import pytest
@@ -147,7 +148,7 @@ async def is_as_fast_as_it_says(dut):
     await board.read(1)
     await board.again()
     cycles = (await board.read(1)).cycles
-    steps = [b - a for a, b in zip(cycles, cycles[1:], strict=False)]
+    steps = [b - a for a, b in pairwise(cycles)]
     assert cycles[0] in range(pace.start_cycles - UNIT_CLOCKS, pace.start_cycles + 1)
     assert set(steps) == {1, 1 + pace.row_cycles}
     rests = [i + 1 + LEAD for i, step in enumerate(steps) if step > 1]

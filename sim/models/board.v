@@ -1,13 +1,13 @@
 // What is on a board around the device: the very `top` that is synthesised, and the SPI flash on
-// its pins. The serial line, the clock's pin and the LEDs are the bench's. Where the device clocks
-// its flash through a primitive (ECP5), USRMCLK is defined: the clock is taken from inside. Where the
-// flash answers on four lines, QUAD is; else the board's pull-ups hold the further two. Where it has an
-// SDRAM on its pins, SDRAM is; so that what it sends is there for half a cycle after the edge that is
-// to sample it, it comes half a cycle later than the model has it: at the next edge of the engine's clock.
+// its pins, where it has any for one (FLASH). The serial line, the clock's pin and the LEDs are the
+// bench's. Where the device clocks its flash through a primitive (ECP5), USRMCLK is defined: the clock
+// is taken from inside. Where the flash answers on four lines, QUAD is; else the board's pull-ups hold
+// the further two. Where there are pins of an SDRAM, SDRAM is.
 //
 // Where USRMCLK is defined the clock is so fast that the ways through pads and wires matter. Simulation
 // knows no delays: what the flash sends comes a cycle later there, which with its own 6 ns stands for
-// ways of as long a time as `boards.records` allows for.
+// ways of as long a time as `boards.records` allows for. What the SDRAM sends comes half a cycle after
+// the edge of its clock that calls for it, and stays for a cycle.
 
 module board (
     input  clk,
@@ -17,6 +17,7 @@ module board (
     output busy,
     output error
 );
+`ifdef FLASH
     wire flash_cs_n, flash_clk, flash_copi, flash_cipo, flash_io2, flash_io3;
     wire [5:0] sends;
     wire sent_cipo, drives, sent_io0, quad_drives, sent_io2, sent_io3;
@@ -36,6 +37,7 @@ module board (
     assign flash_io2 = 1;
     assign flash_io3 = 1;
 `endif
+`endif
 
 `ifdef SDRAM
     wire sdram_clk, sdram_cke, sdram_cs_n, sdram_ras_n, sdram_cas_n, sdram_we_n, sdram_drives;
@@ -51,6 +53,7 @@ module board (
         .clk(clk),
         .rx(rx),
         .tx(tx),
+`ifdef FLASH
         .flash_cs_n(flash_cs_n),
 `ifndef USRMCLK
         .flash_clk(flash_clk),
@@ -60,6 +63,7 @@ module board (
 `ifdef QUAD
         .flash_io2(flash_io2),
         .flash_io3(flash_io3),
+`endif
 `endif
 `ifdef SDRAM
         .sdram_clk(sdram_clk),
@@ -111,6 +115,7 @@ module board (
     assign flash_clk = top.usrmclk.MCLK;
 `endif
 
+`ifdef FLASH
     spi_flash flash (
         .cs_n(flash_cs_n),
         .clk(flash_clk),
@@ -124,6 +129,7 @@ module board (
         .io2(sends[1]),
         .io3(sends[0])
     );
+`endif
 
 `ifdef SDRAM
     sdr_sdram memory (

@@ -39,9 +39,9 @@ class Made:
     verilog: Path
 
 
-def make(chosen: Plan, folder: Path) -> Made:
+def make(chosen: Plan, folder: Path, content: bytes = b"") -> Made:
     verilog = folder / "top.v"
-    verilog.write_text(chosen.top().verilog())
+    verilog.write_text(chosen.top(content).verilog())
     return Made(chosen, verilog)
 
 
@@ -124,6 +124,16 @@ def test_image_from_sdram_during_the_picture(tmp_path):
         slower, _ = image_of(Made(flash, made.verilog), 0, room)
         assert laid_out.cycles < 0.8 * slower.cycles
         hold_to(laid_out, run_on(made, 0, room))
+
+
+@pytest.mark.slow
+def test_image_from_the_bitstream(tmp_path):
+    """Out of block RAM, through a ring of few words; the design has no pins for a flash."""
+    chosen, room = plan(BOARD, 4, image_from="bitstream"), 16
+    laid_out, path = image_of(Made(chosen, tmp_path / "top.v"), 0, room)
+    made = make(chosen, tmp_path, path.read_bytes())
+    assert "flash" not in made.verilog.read_text()
+    hold_to(laid_out, run_on(made, 0, room))
 
 
 @pytest.mark.parametrize("fault", ["magic", "count", "ring", "body", "crc", "nothing there"])
