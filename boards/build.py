@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from boards.records import Board
+from boards.records import SOURCES, Board
 from boards.toolchain import (
     FAMILIES,
     Build,
@@ -34,19 +34,15 @@ from compiler.schedule import Schedule, fitted, schedule, streamed
 from compiler.stages import Result, Say, Stages, file_digest, silent, source_digest, write
 from hw.flash import FlashReader
 from hw.rom import RomReader
+from hw.sdram import CLOCKS_HZ as SDRAM_CLOCKS_HZ
+from hw.sdram import UNIT_BITS as SDRAM_BITS
 from hw.sdram import SdramReader
-from hw.store import BITS as STORE_BITS
-from hw.store import ImageStore
 from hw.sums import SumMemory
 from hw.top import Top
 from hw.uart import divisor_for
 
 STAGES = ("verilog", "synthesis", "routing", "bitstream")
 """The steps of this file, in order."""
-
-SOURCES = ("flash", "sdram", "bitstream")
-"""Of an Image that is not resident: the flash it lies in, or SDRAM that it is copied to once. Or it
-lies in the bitstream's block RAM, which then is that network's."""
 
 
 # -- choices ---------------------------------------------------------------------------------------
@@ -67,7 +63,7 @@ class Plan:
     seeds : tuple of int
         Of placement, tried in turn until timing is met.
     image_from : str
-        Of `SOURCES`: what an Image that is not resident is read from, for each picture.
+        What an Image that is not resident is read from, for each picture: of `SOURCES`.
     """
 
     board: Board
@@ -118,18 +114,11 @@ def plan(
     Raises
     ------
     UsageError
-        Lanes that no engine can have, activations that a board's store cannot be laid beside, a
-        clock that the PLL cannot make, a bit rate that the clock cannot be divided to, a source of
-        the Image that the board does not have.
+        Lanes that no engine can have, a clock that the PLL cannot make, a bit rate that the clock
+        cannot be divided to, a source of the Image that the board does not have.
     """
     if seeds < 1:
         raise UsageError(f"seeds must be at least 1, not {seeds}")
-    if activation_bits not in STORE_BITS:
-        raise UsageError(
-            "activation_bits must be 2, 4 or 8 on a board, whose Image is written byte by byte to "
-            f"the memory of the activations, not {activation_bits}",
-            f"--activation-bits {next(b for b in STORE_BITS if b > activation_bits)}",
-        )
     wanted = clock_hz or board.clock_hz
     geometry = geometry_for(board.geometry, activation_bits, lanes)
     _, real = pll(board, geometry.pump, wanted)
@@ -141,13 +130,30 @@ def plan(
     others = (seed for seed in range(1, 2 + seeds) if seed != board.first_seed)
     tried = (board.first_seed, *others)[:seeds]
     chosen = Plan(board, geometry, wanted, real, rate, tried, image_from)
-    if image_from == "sdram" and not board.has_sdram:
-        raise UsageError(f"board {board.name!r} must have an SDRAM", "--image-from flash")
-    try:
-        ImageStore(geometry, chosen.reader().lines)
-    except ValueError as error:
-        raise UsageError(f"board {board.name!r}: {error}", "--image-from flash") from error
+    if image_from not in SOURCES:
+        raise UsageError(f"image_from must be one of {', '.join(SOURCES)}, not {image_from!r}")
+    if image_from == "sdram":
+        _check_sdram(board, geometry, real)
     return chosen
+
+
+def _check_sdram(board: Board, geometry: Geometry, clock_hz: float) -> None:
+    """Hold a plan to what an SDRAM can do."""
+    if not board.has_sdram:
+        raise UsageError(f"board {board.name!r} must have an SDRAM", "--image-from flash")
+    if geometry.stream_bits != SDRAM_BITS:
+        raise UsageError(
+            f"words of the Image must have {SDRAM_BITS} bits for SDRAM, which those of "
+            f"{geometry.activation_bits}-bit activations have not",
+            "--image-from flash, or --activation-bits 4 or 8",
+        )
+    low, high = SDRAM_CLOCKS_HZ
+    if not low <= clock_hz <= high:
+        raise UsageError(
+            f"clock must be {low / 1e6:g} to {high / 1e6:g} MHz for SDRAM, not "
+            f"{clock_hz / 1e6:g} MHz",
+            "--image-from flash",
+        )
 
 
 def _rates(clock_hz: float) -> str:

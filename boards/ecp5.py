@@ -171,7 +171,8 @@ def pad_cell(pin: Pin, pad: IOPort, port: Any, come: Signal | None) -> Elaborata
     comes by it."""
     if pin.pulse:
         m, pulse = Module(), Signal(name="pulse")
-        # A flip-flop for each half of the cycle: 0 in the first, the signal in the second.
+        # A flip-flop for each half of the cycle: 0 in the first, the signal in the second. It comes
+        # some cycles late, which a clock that never rests does not tell.
         m.submodules.register = Instance(
             "ODDRX1F", i_D0=Const(0, 1), i_D1=port, i_SCLK=ClockSignal(), i_RST=0, o_Q=pulse
         )
@@ -188,7 +189,8 @@ def constraints(located: Mapping[str, Pin], clock_mhz: float) -> str:
 
 def _constraint(name: str, pin: Pin) -> tuple[str, str]:
     pull = "UP" if pin.pull_up else "NONE"
+    edges = " SLEWRATE=FAST" if pin.fast else ""
     return (
         f'LOCATE COMP "{name}" SITE "{pin.location}";',
-        f'IOBUF PORT "{name}" IO_TYPE=LVCMOS33 PULLMODE={pull};',
+        f'IOBUF PORT "{name}" IO_TYPE=LVCMOS33 PULLMODE={pull}{edges};',
     )

@@ -33,6 +33,8 @@ class Pin:
         signal says: a clock as fast as the engine's.
     falling : bool
         An input that is taken at the falling edges of the engine's clock, and so half a cycle late.
+    fast : bool
+        Edges as steep as the pad can make them, for what is far away (ECP5).
     config_clock : bool
         The pin that clocks an ECP5's configuration: a primitive drives it, no pad.
     """
@@ -43,6 +45,7 @@ class Pin:
     led_driver: int | None = None
     pulse: bool = False
     falling: bool = False
+    fast: bool = False
     config_clock: bool = False
 
 
@@ -179,8 +182,8 @@ class Board:
 
 
 def _numbered(name: str, locations: str) -> dict[str, Pin]:
-    """Pins of a bus, from bit 0 on."""
-    return {f"{name}{i}": Pin(location) for i, location in enumerate(locations.split())}
+    """Pins of a fast bus, from bit 0 on."""
+    return {f"{name}{i}": Pin(place, fast=True) for i, place in enumerate(locations.split())}
 
 
 UP5K = Budget(lut=5280, bram=30, spram=4, dsp=8)
@@ -328,14 +331,14 @@ ULX3S_25F = Board(
         "flash_cipo": Pin("V2", falling=True),
         "flash_io2": Pin("Y2", falling=True),
         "flash_io3": Pin("W1", falling=True),
-        "sdram_clk": Pin("F19", pulse=True),
-        "sdram_cke": Pin("F20"),
-        "sdram_cs_n": Pin("P20"),
-        "sdram_ras_n": Pin("R20"),
-        "sdram_cas_n": Pin("T19"),
-        "sdram_we_n": Pin("T20"),
-        "sdram_dqm0": Pin("U19"),
-        "sdram_dqm1": Pin("E20"),
+        "sdram_clk": Pin("F19", pulse=True, fast=True),
+        "sdram_cke": Pin("F20", fast=True),
+        "sdram_cs_n": Pin("P20", fast=True),
+        "sdram_ras_n": Pin("R20", fast=True),
+        "sdram_cas_n": Pin("T19", fast=True),
+        "sdram_we_n": Pin("T20", fast=True),
+        "sdram_dqm0": Pin("U19", fast=True),
+        "sdram_dqm1": Pin("E20", fast=True),
         **_numbered("sdram_ba", "P19 N20"),
         **_numbered("sdram_a", "M20 M19 L20 L19 K20 K19 K18 J20 J19 H20 N19 G20 G19"),
         **_numbered("sdram_dq", "J16 L18 M18 N18 P18 T18 T17 U20 E19 D20 D19 C20 E18 F18 J18 J17"),
@@ -370,6 +373,10 @@ ULX3S_25F = Board(
 )
 """1,024 additions a cycle: four pixels share their weights, which so take eight block RAMs. Windows
 take eight too, a copy for each pixel, and the activation memory thirty-two."""
+
+SOURCES = ("flash", "sdram", "bitstream")
+"""Of an Image for which there is no room beside the maps: the flash it lies in, or SDRAM that it is
+copied to once. Or it lies in the bitstream's block RAM, which then is that network's."""
 
 BOARDS = (ICEBREAKER, ICESUGAR, HX8K, ULX3S_25F)
 

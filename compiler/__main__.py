@@ -665,6 +665,7 @@ def _megahertz(text: str) -> float:
 
 
 def _parser() -> argparse.ArgumentParser:
+    from boards.records import SOURCES
     from compiler.answers import MODELS
 
     parser = argparse.ArgumentParser(prog="python -m compiler", description=__doc__)
@@ -702,7 +703,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--seeds", type=count, default=4, metavar="N", help="of placement")
     command.add_argument(
         "--image-from",
-        choices=("flash", "sdram", "bitstream"),
+        choices=SOURCES,
         default="flash",
         help="what the Image is read from for each picture, where it does not fit beside the maps; "
         "sdram: copied there once; bitstream: it is part of that",

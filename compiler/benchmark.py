@@ -69,7 +69,8 @@ class Row:
     @property
     def name(self) -> str:
         """Of its folder and its baseline."""
-        return f"{self.board}-{self.network}" + ("-sdram" if self.image_from == "sdram" else "")
+        source = "" if self.image_from == "flash" else f"-{self.image_from}"
+        return f"{self.board}-{self.network}{source}"
 
 
 ROWS = (
@@ -80,7 +81,7 @@ ROWS = (
     Row("ulx3s-25f", "wrn20-1", "cifar10-wrn20-1-a4.pt", 1024, 80, 0),
     Row("ulx3s-25f", "wrn20-2", "cifar10-wrn20-1-a4.pt", 1024, 80, 220, "widened"),
     Row(
-        *("ulx3s-25f", "wrn20-2", "cifar10-wrn20-1-a4.pt", 1024, 80, 220, "widened"),
+        *("ulx3s-25f", "wrn20-2", "cifar10-wrn20-1-a4.pt", 1024, 80, 340, "widened"),
         image_from="sdram",
     ),
 )

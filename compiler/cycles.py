@@ -8,7 +8,7 @@ through. The benches hold it to the simulated engine.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 from compiler import arith
@@ -92,6 +92,16 @@ class FlashPace:
     start_cycles: int
     row_units: int = 0
     row_cycles: int = 0
+
+    def in_units_of(self, bits: int) -> FlashPace:
+        """The same where several units are stored at once."""
+        times = bits // self.unit_bits
+        return replace(
+            self,
+            unit_cycles=times * self.unit_cycles,
+            unit_bits=bits,
+            row_units=self.row_units // times,
+        )
 
 
 @dataclass(slots=True)

@@ -231,6 +231,11 @@ class Geometry:
         """Peak additions a cycle."""
         return self.input_lanes * self.output_lanes * self.pixel_lanes
 
+    def stored_bits(self, unit_bits: int) -> int:
+        """Of the Image, that are written to activation memory at once, of a flash that sends units
+        of so many: these, or a whole word where they end in the midst of an activation."""
+        return self.stream_bits if unit_bits % self.activation_bits else unit_bits
+
     @property
     def word_bits(self) -> int:
         return self.word_channels * self.activation_bits

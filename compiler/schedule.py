@@ -265,6 +265,7 @@ def streamed(laid_out: Schedule, room: int, pace: FlashPace) -> Schedule:
         words += g.record_words + sum(map(len, layer.params)) * g.param_words
         words += steps * g.weight_bits // g.stream_bits
     # The ring is full, and a unit waits for room; the first record is read faster than more come.
+    pace = pace.in_units_of(g.stored_bits(pace.unit_bits))
     units, last = g.stream_bits // pace.unit_bits, pace.unit_cycles - 1
     flash = Flash(pace, units, room, room, words - room, cycle=last, waited=pace.spare_cycles)
     then_next(0, g, flash)

@@ -39,6 +39,9 @@ POWER_REFRESHES = 8
 LATENCY = 2
 """Clocks from a read command to its data, up to 100 MHz."""
 
+CLOCKS_HZ = 75e6, 100e6
+"""Of the engine. Slower, and what is read is gone before it is sampled; see `SdramReader`."""
+
 MODE = 1 << 9 | LATENCY << 4 | 0b010
 """Single writes, and reads of four words one after another (`UNIT_CLOCKS`)."""
 
@@ -49,12 +52,15 @@ PRECHARGE, REFRESH, SET_MODE = 0b010, 0b100, 0b000
 ALL_BANKS = 1 << 10
 """In the address of `PRECHARGE`."""
 
+UNIT_BITS = UNIT_CLOCKS * DATA_BITS
+"""Of a burst; a word of the Image has as many."""
+
 HEAD_WORDS = HEAD_BITS // DATA_BITS
 """That stand before the Image's own (`compiler.image`)."""
 
 FIFO_UNITS = 4
 """Of flash, that wait while a row is changed: the flash is asked for another while there is at most
-one of them, and two are on their way."""
+one of them, and up to two are on their way then."""
 
 
 def sdram_pins() -> dict[str, wiring.Member]:
@@ -82,7 +88,8 @@ class SdramReader(wiring.Component):
     commands and data are there half a period before and after the edge that takes them. A word that
     is read leaves with an edge, and is sampled a period and a half later: at 80 MHz the way out
     through the pad, the SDRAM's tAC of 6 ns and the way in have 18.7 ns. The next word follows a
-    period after it, so these ways, with tOH of 2.5 ns, must take 6.3 ns at least.
+    period after it, so these ways, with tOH of 2.5 ns, must take 6.3 ns at least. So the ways alone
+    may take 4 to 12 ns; at 75 MHz 4 to 14, at 100 MHz 3 to 9.
 
     Contract of `room`: as of `hw.flash.FlashReader`.
 
@@ -92,7 +99,7 @@ class SdramReader(wiring.Component):
     Parameters
     ----------
     clock_hz : float
-        Of the ``sync`` domain, up to 100 MHz.
+        Of the ``sync`` domain, in `CLOCKS_HZ`.
     flash : FlashReader
         Of this clock and on four lines.
 
@@ -112,22 +119,24 @@ class SdramReader(wiring.Component):
     """
 
     def __init__(self, clock_hz: float, flash: FlashReader) -> None:
-        if not 0 < clock_hz <= 100e6:
-            raise ValueError(f"clock_hz must be at most 100 MHz, not {clock_hz!r}")
+        if not CLOCKS_HZ[0] <= clock_hz <= CLOCKS_HZ[1]:
+            raise ValueError(f"clock_hz must be 75 to 100 MHz, not {clock_hz!r}")
         if UNIT_CLOCKS * flash.lines != DATA_BITS:
             raise ValueError(f"flash must answer on 4 lines, not {flash.lines!r}")
         self._flash, self._clock_hz = flash, clock_hz
         self._precharge = math.ceil(PRECHARGE_SECONDS * clock_hz)
         self._activate = math.ceil(ACTIVATE_SECONDS * clock_hz)
         self._refresh = math.ceil(REFRESH_SECONDS * clock_hz)
-        left = self.turn_cycles + UNIT_CLOCKS  # more than the longest way to the next one
+        # More than a burst, the pause behind it and the command before the next one. What is left
+        # is more than a row takes.
+        left = self.turn_cycles + UNIT_CLOCKS
         self._lasts = math.floor(REFRESH_EVERY * clock_hz) - left
         super().__init__(
             self.pins
             | {
                 "again": In(1),
                 "stb": Out(1),
-                "data": Out(UNIT_CLOCKS * DATA_BITS),
+                "data": Out(UNIT_BITS),
                 "room": In(1),
             }
         )
@@ -151,14 +160,12 @@ class SdramReader(wiring.Component):
         """For the prediction of cycles."""
         # A pass begins with a new row; what is read of it first is dropped (see `elaborate`).
         start = self.turn_cycles + LATENCY + UNIT_CLOCKS + 4
-        # At a slow clock a row does not last until the next refresh, and is opened anew.
-        times = math.ceil((1 << COLUMN_BITS) / self._lasts)
         return FlashPace(
             UNIT_CLOCKS,
-            UNIT_CLOCKS * DATA_BITS,
+            UNIT_BITS,
             spare_cycles=0,
             start_cycles=start,
-            row_units=(1 << COLUMN_BITS) // UNIT_CLOCKS // times,
+            row_units=(1 << COLUMN_BITS) // UNIT_CLOCKS,
             row_cycles=self.turn_cycles,
         )
 
@@ -256,7 +263,7 @@ class SdramReader(wiring.Component):
                     m.d.sync += [command.eq(WRITE), address.eq(column), drives.eq(1)]
                     m.d.sync += column.eq(column + 1)
                     m.d.comb += full.eq(column.all())
-                with m.Elif(copied & self.room & ~self.again & ~rewind):
+                with m.Elif(copied & self.room & ~rewind):
                     m.d.sync += [command.eq(READ), address.eq(column), burst.eq(1), first.eq(0)]
                     word = ((1 << UNIT_CLOCKS) - 1) << LATENCY
                     kept = word & word << before

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from amaranth.hdl import Cat, Const, Module, Mux, ResetInserter, Signal
+from amaranth.hdl import Cat, Const, Module, Mux, ResetInserter, Signal, Value
 from amaranth.lib import stream, wiring
 from amaranth.lib.crc import catalog
 from amaranth.lib.wiring import In, Out
@@ -19,9 +19,6 @@ FIELD_BITS = 32
 HEAD_BITS = 3 * FIELD_BITS
 """Before the words."""
 
-BITS = (2, 4, 8)
-"""Widths of activations of which a byte holds a whole number."""
-
 
 class ImageStore(wiring.Component):
     """Reads what `compiler.image.frame` wrote to flash, checks it, and serves its words.
@@ -32,7 +29,8 @@ class ImageStore(wiring.Component):
     is read again for each picture, as far ahead as the ring has room. Each pass is checked.
 
     What comes in four clocks of the flash, a byte or two, is written as it comes, by means of the
-    mask, so there is no register as wide as a word, neither here nor on the way out.
+    mask, so there is no register as wide as a word, neither here nor on the way out. Where bytes
+    end in the midst of an activation, as of 3 bits, there are two: whole words are written.
 
     Timing: a word is served in the cycle after its read is granted, so at most every second cycle
     has one. Such a unit is offered to the memory from two cycles after its last bits on, and two
@@ -66,26 +64,22 @@ class ImageStore(wiring.Component):
     Raises
     ------
     ValueError
-        The geometry's activations do not fill bytes, or its stream words do not fit.
+        The geometry's stream words do not fit.
     """
 
     def __init__(self, geometry: Geometry, lines: int = 2) -> None:
         self._geometry = g = geometry
-        self._lines, self._unit = lines, UNIT_CLOCKS * lines
-        if g.activation_bits not in BITS:
+        comes = UNIT_CLOCKS * lines
+        self._lines, self._unit = lines, g.stored_bits(comes)
+        if g.stream_bits % comes or not 0 < g.stream_bits <= g.word_bits:
             raise ValueError(
-                f"activation_bits must be 2, 4 or 8 for an Image in activation memory, not "
-                f"{g.activation_bits!r}"
-            )
-        if g.stream_bits % self._unit or not 0 < g.stream_bits <= g.word_bits:
-            raise ValueError(
-                f"stream_bits must be a multiple of {self._unit} up to the memory's "
-                f"{g.word_bits}, not {g.stream_bits!r}"
+                f"stream_bits must be a multiple of {comes} up to the memory's {g.word_bits}, not "
+                f"{g.stream_bits!r}"
             )
         super().__init__(
             {
                 "stb": In(1),
-                "data": In(self._unit),
+                "data": In(comes),
                 "room": Out(1),
                 "again": Out(1),
                 "o": Out(stream.Signature(g.stream_bits)),
@@ -154,13 +148,22 @@ class ImageStore(wiring.Component):
         with m.If(end & ~wrong & ~(body & more)):
             m.d.sync += Cat(phases).eq(Cat(check & streamed, *phases[:-1]))
         kept = self.loaded | ~streamed
+        if self._unit != len(self.data):
+            return end & body & kept
         return step & body & kept & (position[: (UNIT_CLOCKS - 1).bit_length()] == UNIT_CLOCKS - 1)
 
     def _move(self, m: Module, unit_stb: Signal, streamed: Signal, last: Signal) -> None:
         """Units into the ring, and words out of it."""
         g = self._geometry
-        size, lanes = g.stream_bits // self._unit, self._unit // g.activation_bits
-        # A unit waits for the memory in `unit`, the one after it in `data`.
+        size = g.stream_bits // self._unit
+        lanes = self._unit // g.activation_bits if size > 1 else g.word_channels
+        # A unit waits for the memory in `unit`, the one after it in `data`, or in what left that.
+        here: Value = self.data
+        if self._unit != len(self.data):
+            left = Signal(self._unit - len(self.data), reset_less=True)
+            with m.If(self.stb):
+                m.d.sync += left.eq(Cat(self.data[-self._lines :], left))
+            here = Cat(self.data, left)
         held, waiting, unit = Signal(), Signal(), Signal(self._unit, reset_less=True)
         number = Signal(range(size))
         move, written, filled, emptied = Signal(), Signal(), Signal(), Signal()
@@ -176,7 +179,7 @@ class ImageStore(wiring.Component):
             held.eq((held & ~written) | move),
         ]
         with m.If(move):
-            m.d.sync += unit.eq(self.data)
+            m.d.sync += unit.eq(here)
         with m.If(written):
             m.d.sync += number.eq(number + 1)
 

@@ -20,7 +20,7 @@ from sim.check import Int, Run
 from sim.runner import MODELS, Simulation
 
 RESET_CYCLES = 1 << 14
-"""Cycles after which every board's reset is over, and its flash awake. An SDRAM takes longer, but not
+"""Cycles after which every board is reset, and its flash awake. An SDRAM takes longer, but not
 by so much as the bytes of an Image are given."""
 
 PICTURES_AT_ONCE = 32

@@ -22,7 +22,7 @@ from compiler.accuracy import program_of
 from compiler.checkpoint import Network
 from compiler.errors import BuildError, CapacityError, UsageError
 from compiler.geometry import geometry_for, lanes_name
-from compiler.image import check_frame, flash_words, unpack
+from compiler.image import check_frame, flash_bytes, flash_words, unpack
 from compiler.stages import STAMPS, Stages, make_folder
 from tests.conftest import ROOT
 from tests.support.networks import random_program
@@ -199,16 +199,6 @@ def test_refuses_maps_that_leave_no_room_for_the_image(refused, tmp_path, monkey
     assert "words for maps and" in said
     assert "for the Image, but the engine has 8,192 (board 'icebreaker')" in said
     assert fits(advised(said), network, small)
-
-
-@pytest.mark.parametrize("bits", [3, 5, 6, 7])
-def test_refuses_activations_that_no_byte_is_full_of(refused, bits):
-    code, said = refused(DIGITS, "--activation-bits", str(bits))
-    assert code == 2
-    assert "activation_bits must be 2, 4 or 8 on a board" in said
-    assert f"not {bits}" in said
-    nearest = int(said.split("--activation-bits ")[1])
-    assert plan(BOARD, nearest).geometry.activation_bits == nearest
 
 
 def test_refuses_too_many_activations(refused, tmp_path):
@@ -463,5 +453,18 @@ def test_image_from_sdram_where_there_is_one():
     assert error.value.hint == "--image-from flash"
     ulx3s = records.find("ulx3s-25f")
     assert plan(ulx3s, 4, image_from="sdram").reader().pace.unit_bits == 64
-    with pytest.raises(UsageError, match=r"'ulx3s-25f': stream_bits must be a multiple of 64"):
+    with pytest.raises(UsageError, match=r"^words of the Image must have 64 bits for SDRAM"):
         plan(ulx3s, 2, image_from="sdram")
+    with pytest.raises(UsageError, match=r"^clock must be 75 to 100 MHz for SDRAM, not 50 MHz$"):
+        plan(ulx3s, 4, clock_hz=50e6, image_from="sdram")
+
+
+@pytest.mark.parametrize("bits", range(2, 9))
+def test_activations_of_every_width(bits):
+    """A board's store takes them all, and a small network's Image goes there and back."""
+    chosen = plan(BOARD, bits)
+    chosen.top()
+    network = sizing.blank(Network(8, 0.5, 10, (1, 8, 8)))
+    image = fit(program_of(graph.build(network), bits), chosen)[1]
+    data = flash_bytes(image)
+    assert flash_words(data, chosen.geometry.stream_bits) == image.words()

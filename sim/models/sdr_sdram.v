@@ -10,7 +10,7 @@
 `timescale 1ns / 1ps
 
 module sdr_sdram #(
-    parameter POWER_NS     = 100000.0,
+    parameter POWER_NS     = 199000.0,
     parameter CLOCK_NS     = 10.0,   // tCK2
     parameter PRECHARGE_NS = 20.0,   // tRP
     parameter ACTIVATE_NS  = 20.0,   // tRCD
@@ -37,24 +37,35 @@ module sdr_sdram #(
 
     reg [15:0] mem [0:(1 << 24) - 1];  // bank, row, column
 
+    reg        powered = 1;     // a bench may cut it, and all but the content is forgotten
+
     realtime   powered_at = -1, rose_at = -1000, closed_at = -1000, opened_at = -1000;
     realtime   refreshed_at = -1000, written_at = -1000, mode_at = -1000;
     integer    refreshes = 0;
     reg        ready = 0;       // there is a mode
+    reg        enabled = 0;     // it was in the last clock
     reg        open = 0;        // a row of a bank
     reg [1:0]  bank = 0;
     reg [12:0] row = 0;
     reg [8:0]  column = 0;
     integer    left = 0;        // of a burst
 
-    always @(posedge clk) if ($realtime > 0) begin
+    always @(negedge powered) begin
+        powered_at = -1;
+        closed_at = -1000;
+        {ready, open, enabled, drives} = 0;
+        refreshes = 0;
+        left = 0;
+    end
+
+    always @(posedge clk) if ($realtime > 0 && powered) begin
         if (powered_at < 0) powered_at = $realtime;
         if ($realtime - rose_at < CLOCK_NS - 0.01) $fatal(1, "sdr_sdram: clk is too fast");
         rose_at = $realtime;
         if (ready && $realtime - refreshed_at > REFRESH_NS)
             $fatal(1, "sdr_sdram: must be refreshed every %0.1f ns", REFRESH_NS);
 
-        // A burst goes on whatever is said, but for another read or what closes its row.
+        // A burst goes on whatever is said, but for another read.
         drives = left > 0;
         dq_o = left > 0 ? mem[{bank, row, column}] : $urandom;
         if (left > 0) begin
@@ -62,6 +73,9 @@ module sdr_sdram #(
             left = left - 1;
         end
 
+        if (!cke && enabled) $fatal(1, "sdr_sdram: clk must stay enabled");
+        enabled = cke;
+        if (open && $realtime - opened_at > 100000.0) $fatal(1, "sdr_sdram: row is open too long");
         if (cke && !cs_n && {ras_n, cas_n, we_n} != NOP) begin
             if ($realtime - powered_at < POWER_NS) $fatal(1, "sdr_sdram: said something too early");
             if ($realtime - mode_at < 2 * CLOCK_NS) $fatal(1, "sdr_sdram: mode was set just now");
@@ -69,6 +83,7 @@ module sdr_sdram #(
             case ({ras_n, cas_n, we_n})
                 PRECHARGE: begin
                     if (open && ba != bank && !a[10]) $fatal(1, "sdr_sdram: another bank is open");
+                    if (left > 0) $fatal(1, "sdr_sdram: cutting bursts short is not modelled");
                     if (open && $realtime - opened_at < OPEN_NS - 0.01)
                         $fatal(1, "sdr_sdram: row is closed too early");
                     if ($realtime - written_at < RECOVERY_NS - 0.01)
@@ -85,7 +100,7 @@ module sdr_sdram #(
                         refreshed_at = $realtime;
                         refreshes = refreshes + 1;
                     end else if (!cas_n) begin
-                        if (refreshes < 2) $fatal(1, "sdr_sdram: must be refreshed twice first");
+                        if (refreshes < 8) $fatal(1, "sdr_sdram: must be refreshed eight times first");
                         if ({ba, a} != 15'b00_000_1_00_010_0_010)
                             $fatal(1, "sdr_sdram: mode %b is not modelled", {ba, a});
                         ready = 1;
@@ -104,6 +119,7 @@ module sdr_sdram #(
                     if (!open || ba != bank) $fatal(1, "sdr_sdram: no row is open");
                     if ($realtime - opened_at < ACTIVATE_NS - 0.01)
                         $fatal(1, "sdr_sdram: row was opened just now");
+                    if (a[12:11] != 0 || a[9]) $fatal(1, "sdr_sdram: there is no such column");
                     if (a[10]) $fatal(1, "sdr_sdram: closing by itself is not modelled");
                     if (dqm != 0) $fatal(1, "sdr_sdram: masks are not modelled");
                     if (we_n) begin

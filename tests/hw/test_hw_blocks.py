@@ -59,16 +59,6 @@ def test_flash_waits_long_enough(clock_hz, cycles, lines, commands):
     assert clocks * cycles / clock_hz >= WAKE_SECONDS
 
 
-@pytest.mark.parametrize("bits", [3, 5, 6, 7])
-def test_store_wrong_activations(bits):
-    geometry = replace(Geometry(), activation_bits=bits, accumulator_bits=21)
-    with pytest.raises(
-        ValueError,
-        match=rf"^activation_bits must be 2, 4 or 8 for an Image in activation memory, not {bits}$",
-    ):
-        ImageStore(geometry)
-
-
 def test_store_wrong_words():
     geometry = Geometry(activation_bits=2, pixel_lanes=1, stream_bits=64)
     with pytest.raises(

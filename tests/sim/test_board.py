@@ -55,7 +55,8 @@ def image_of(made: Made, seed: int, room: int | None = None):
 
     ``room`` is how many words of memory its Image may take, if not all there are.
     """
-    program = networks.random_program(seed, padding=networks.PADDINGS[seed])
+    bits = made.plan.geometry.activation_bits
+    program = networks.random_program(seed, padding=networks.PADDINGS[seed], bits=bits)
     laid_out, image = fit(program, made.plan)
     if room is not None:
         image = replace(image, room=room)
@@ -124,6 +125,14 @@ def test_image_from_sdram_during_the_picture(tmp_path):
         slower, _ = image_of(Made(flash, made.verilog), 0, room)
         assert laid_out.cycles < 0.8 * slower.cycles
         hold_to(laid_out, run_on(made, 0, room))
+
+
+@pytest.mark.slow
+def test_activations_that_no_byte_is_full_of(tmp_path):
+    """Of 3 bits: words of the Image are written whole."""
+    made = make(plan(BOARD, 3), tmp_path)
+    for room in (32, None):
+        hold_to(image_of(made, 0, room)[0], run_on(made, 0, room))
 
 
 @pytest.mark.slow
