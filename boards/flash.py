@@ -18,8 +18,8 @@ from boards.toolchain import Progress, silent
 from compiler.errors import BuildError, ImageError, ToolchainError, UsageError
 from compiler.image import check_frame
 
-PREAMBLE = bytes.fromhex("7eaa997e")
-"""Begins the configuration of an iCE40, after an optional comment."""
+PREAMBLES = {"ice40": bytes.fromhex("7eaa997e"), "ecp5": bytes.fromhex("ffffbdb3")}
+"""Begin the configuration of a device, after an optional comment; by family."""
 
 PREAMBLE_WITHIN = 4096
 """Bytes in which the preamble must come."""
@@ -128,11 +128,12 @@ def _check_bitstream(path: Path, board: Board) -> None:
     _check_size(path, board.flash.image_offset, "place before the Image")
     with path.open("rb") as file:
         start = file.read(PREAMBLE_WITHIN)
-    if PREAMBLE not in start:
+    preamble = PREAMBLES[board.family]
+    if preamble not in start:
         raise UsageError(
-            f"{path} must be an iCE40 bitstream (with {PREAMBLE.hex()} near its start), but it "
-            f"begins with {start[:8].hex()}",
-            hint="the build's top.bin is one",
+            f"{path} must be a bitstream for {board.name!r} (with {preamble.hex()} near its "
+            f"start), but it begins with {start[:8].hex()}",
+            hint="top.bin of a build for this board is one",
         )
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from boards.ecp5 import pll
+from boards.flash import PREAMBLES
 from boards.records import ULX3S_25F
 from boards.toolchain import ECP5, Build, Cells, multipliers_in
 from boards.top import BoardTop
@@ -85,6 +86,7 @@ class TestBuild:
         assert routing.critical.met
         assert routing.utilisation["EHXPLLL"][0] == 1
         bitstream = build.pack(routing)
+        assert PREAMBLES["ecp5"] in bitstream.read_bytes()[:64]
         unpacked = tmp_path / "build" / "unpacked.config"
         subprocess.run(
             [Path(sys.executable).with_name("yowasp-ecpunpack"), bitstream.name, unpacked.name],

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import stat
 
 import pytest
 
 from boards import flash
 from boards.__main__ import main
-from boards.records import ICEBREAKER, ICESUGAR, Programmer
+from boards.records import ICEBREAKER, ICESUGAR, ULX3S_25F, Programmer
 from compiler.errors import BuildError, ToolchainError, UsageError
 from compiler.image import frame
 
@@ -34,7 +35,7 @@ def install(folder, name, text="exit 0"):
 @pytest.fixture
 def bitstream(tmp_path):
     file = tmp_path / "top.bin"
-    file.write_bytes(b"\xff\0\0\xff" + flash.PREAMBLE + bytes(1000))
+    file.write_bytes(b"\xff\0\0\xff" + flash.PREAMBLES["ice40"] + bytes(1000))
     return file
 
 
@@ -96,10 +97,29 @@ def test_no_programmer(path, bitstream):
     assert error.value.hint == "pip install y"
 
 
-@pytest.mark.parametrize("content", [b"", b"module top", bytes(5000) + flash.PREAMBLE])
+def test_a_bitstream_that_holds_its_network_is_all(path, tmp_path, bitstream, image, capfd):
+    install(path, "iceprog")
+    report = tmp_path / "report.json"
+    for source, lines in (("flash", 2), ("bitstream", 1)):
+        report.write_text(json.dumps({"image": {"from": source}}))
+        assert main(["flash", str(tmp_path), "--board", "icebreaker", "--dry-run"]) == 0
+        assert len(capfd.readouterr().out.splitlines()) == lines
+
+
+def test_bitstream_of_another_family(path, tmp_path, bitstream):
+    install(path, "openFPGALoader")
+    other = tmp_path / "ecp5.bin"
+    other.write_bytes(b"\xff\0Part: LFE5U-25F-6CABGA381\0" + flash.PREAMBLES["ecp5"] + bytes(1000))
+    assert flash.plan(ULX3S_25F, other, None)[0].command[-1] == str(other)
+    for board, file in ((ULX3S_25F, bitstream), (ICEBREAKER, other)):
+        with pytest.raises(UsageError, match=f"must be a bitstream for '{board.name}'"):
+            flash.plan(board, file, None)
+
+
+@pytest.mark.parametrize("content", [b"", b"module top", bytes(5000) + flash.PREAMBLES["ice40"]])
 def test_no_bitstream(path, bitstream, content):
     bitstream.write_bytes(content)
-    with pytest.raises(UsageError, match="must be an iCE40 bitstream"):
+    with pytest.raises(UsageError, match="must be a bitstream for 'icebreaker'"):
         flash.plan(ICEBREAKER, bitstream, None)
 
 
@@ -139,7 +159,7 @@ def flash_of(behind):
 
 
 def test_bitstream_too_large(path, bitstream):
-    bitstream.write_bytes(flash.PREAMBLE + bytes(1 << 20))
+    bitstream.write_bytes(flash.PREAMBLES["ice40"] + bytes(1 << 20))
     with pytest.raises(UsageError, match="must fit the place before the Image"):
         flash.plan(ICEBREAKER, bitstream, None)
 

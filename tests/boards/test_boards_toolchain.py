@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from boards import toolchain
-from boards.flash import PREAMBLE
+from boards.flash import PREAMBLES
 from boards.records import ICEBREAKER
 from boards.toolchain import (
     ICE40,
@@ -249,7 +249,7 @@ class TestBuild:
         assert routing.utilisation["ICESTORM_PLL"] == (1, 1)
         assert 30 < routing.utilisation["ICESTORM_LC"][0] < 100
         bitstream = build.pack(routing)
-        assert PREAMBLE in bitstream.read_bytes()[:64]
+        assert PREAMBLES["ice40"] in bitstream.read_bytes()[:64]
 
         lines = []
         again = Build(build.folder, lines.append)
