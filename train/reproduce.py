@@ -62,6 +62,7 @@ def job_of(run: Run, epochs: int, execution: Execution) -> Job:
         schedule=run.schedule,
         weight_decay=1e-4 if many else 5e-4,
         score_gain=run.score_gain,
+        steps=run.steps,
         seed=run.seed,
         augmentation=augmentation,
     )

@@ -40,6 +40,7 @@ class Run:
     schedule: Literal["restarts", "steps"] = "restarts"
     plain: bool = False
     activation_bits: int = 0  # 0: float
+    steps: Literal["calibrated", "learned"] = "calibrated"  # of activations
     score_gain: float = 1.0
     seed: int = 0
 
@@ -52,6 +53,7 @@ class Run:
             self.schedule: self.schedule != "restarts",
             "plain": self.plain,
             f"a{self.activation_bits}": self.activation_bits,
+            f"steps-{self.steps}": self.steps != "calibrated",
             f"gain{self.score_gain:g}": self.score_gain != 1,
             f"seed{self.seed}": self.seed,
         }
@@ -67,6 +69,7 @@ class Run:
             f"rate in steps, {STEPS[0]} and {STEPS[1]}": self.schedule == "steps",
             "no skips": self.plain,
             f"{self.activation_bits}-bit activations": self.activation_bits,
+            f"steps {self.steps}": self.steps != "calibrated",
             f"score gain {self.score_gain:g}": self.score_gain != 1,
         }
         return ", ".join(mark for mark in marks if marks[mark])
@@ -220,6 +223,8 @@ def _bits() -> tuple[Cell, ...]:
         return Run("cifar10", net, weights, activation_bits=bits, score_gain=gain)
 
     costs = tuple(Cell(run("20-1", weights, bits), 14) for weights, bits in forms)
+    learned = replace(run("20-1", "1bit", 0), batch_norm="learned")
+    costs += (Cell(learned, 14), Cell(replace(learned, activation_bits=2, steps="learned"), 14))
     longer = tuple(Cell(run("20-1", "1bit", 4), epochs) for epochs in (30, 62, 126))
     wider = tuple(Cell(run(net, "1bit", 4), 126) for net in ("20-2", "20-4"))
     return costs + longer + wider

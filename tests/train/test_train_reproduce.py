@@ -149,8 +149,15 @@ def test_jobs_are_the_papers() -> None:
 def test_quantised_activations_are_a_table_of_ours() -> None:
     runs = [cell.run for cell in TABLES["bits"].cells]
     assert [(r.weights, r.activation_bits) for r in runs if r.net == "20-1"] == [
-        ("32bit", 0), ("1bit", 0), ("1bit", 4), ("1bit", 3), ("1bit", 2), *[("1bit", 4)] * 3,
-    ]  # fmt: skip
+        *(("32bit", 0), ("1bit", 0), ("1bit", 4), ("1bit", 3), ("1bit", 2)),
+        *(("1bit", 0), ("1bit", 2)),  # batch norm learned
+        *[("1bit", 4)] * 3,
+    ]
+    learned = runs[6]
+    assert learned.name == "cifar10-wrn20-1-1bit-bn-learned-a2-steps-learned-gain4"
+    assert learned.description.endswith("2-bit activations, steps learned, score gain 4")
+    assert job_of(learned, 14, Execution()).recipe.steps == "learned"
+    assert job_of(learned, 14, Execution()).architecture.batch_norm == "learned"
     four = job_of(runs[2], 14, Execution())
     assert four.architecture.activation_bits == 4 and four.recipe.score_gain == 4
     assert job_of(runs[0], 14, Execution()).architecture.activation_bits is None
