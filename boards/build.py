@@ -133,11 +133,12 @@ def plan(
     if image_from not in SOURCES:
         raise UsageError(f"image_from must be one of {', '.join(SOURCES)}, not {image_from!r}")
     if image_from == "sdram":
-        _check_sdram(board, geometry, real)
+        _check_sdram(board, geometry)
+    _check_clock(board, image_from, real)
     return chosen
 
 
-def _check_sdram(board: Board, geometry: Geometry, clock_hz: float) -> None:
+def _check_sdram(board: Board, geometry: Geometry) -> None:
     """Hold a plan to what an SDRAM can do."""
     if not board.has_sdram:
         raise UsageError(f"board {board.name!r} must have an SDRAM", "--image-from flash")
@@ -147,12 +148,18 @@ def _check_sdram(board: Board, geometry: Geometry, clock_hz: float) -> None:
             f"{geometry.activation_bits}-bit activations have not",
             "--image-from flash, or --activation-bits 4 or 8",
         )
-    low, high = SDRAM_CLOCKS_HZ
+
+
+def _check_clock(board: Board, image_from: str, clock_hz: float) -> None:
+    """Hold a clock to what the Image can be read at."""
+    if image_from == "bitstream":
+        return
+    low, high = board.clocks_hz if image_from == "flash" else SDRAM_CLOCKS_HZ
     if not low <= clock_hz <= high:
         raise UsageError(
-            f"clock must be {low / 1e6:g} to {high / 1e6:g} MHz for SDRAM, not "
-            f"{clock_hz / 1e6:g} MHz",
-            "--image-from flash",
+            f"clock must be {low / 1e6:g} to {high / 1e6:g} MHz with an Image from {image_from} on "
+            f"{board.name!r}, not {clock_hz / 1e6:g} MHz",
+            f"--clock {board.clock_hz / 1e6:g}",
         )
 
 
@@ -483,6 +490,7 @@ def slower_clock(plan: Plan, achieved_mhz: float) -> str:
         try:
             _, real = pll(board, plan.geometry.pump, quarter * 0.25e6)
             divisor_for(real, plan.baud)
+            _check_clock(board, plan.image_from, real)
         except (UsageError, ValueError):
             continue
         if real <= achieved_mhz * 1e6:

@@ -176,6 +176,16 @@ class Board:
         return 1 if self.pins["flash_clk"].pulse else 2
 
     @property
+    def clocks_hz(self) -> tuple[float, float]:
+        """Of the engine, that its flash can be read at.
+
+        What is taken at a falling edge is there for a period from the ways' time on, and slower
+        clocks would have it there later than it is: half a period, less 1.5 ns that the flash holds
+        it, must be less than the ways (8.3 and 7.4 ns, without the pads, in `docs/engine.md`).
+        """
+        return 60e6 if self.flash_late else 0.0, 100e6
+
+    @property
     def flash_late(self) -> int:
         """Cycles that what the flash sends comes later to its reader."""
         return int(self.pins["flash_cipo"].falling)

@@ -240,16 +240,16 @@ endmodule
 
 @pytest.mark.synth
 def test_refuses_a_clock_that_routing_does_not_reach(tmp_path):
-    chosen = plan(BOARD, 4, clock_hz=120e6, seeds=1)
+    chosen = plan(BOARD, 4, clock_hz=96e6, seeds=1)
     stages = Stages(make_folder(tmp_path), boards_build.STAGES)
     (tmp_path / "top.v").write_text(SLOW)
     pins = {"clk": 35, "rx": 6, "tx": 9}
     (tmp_path / "top.pcf").write_text("".join(f"set_io {n} {p}\n" for n, p in pins.items()))
-    with pytest.raises(BuildError, match=r"clock must be 120\.00 MHz, but the best of") as caught:
+    with pytest.raises(BuildError, match=r"clock must be 96\.00 MHz, but the best of") as caught:
         boards_build.make_bitstream(stages, chosen, boards_build.tools(BOARD))
     assert caught.value.exit_code == 4
     clock = float(caught.value.hint.removeprefix("--clock ").split(";")[0])
-    assert plan(BOARD, 4, clock_hz=clock * 1e6).clock_hz < 120e6
+    assert plan(BOARD, 4, clock_hz=clock * 1e6).clock_hz < 96e6
     assert not (tmp_path / "top.asc").exists()
     assert not (tmp_path / STAMPS / "routing.json").exists()
 
@@ -455,8 +455,25 @@ def test_image_from_sdram_where_there_is_one():
     assert plan(ulx3s, 4, image_from="sdram").reader().pace.unit_bits == 64
     with pytest.raises(UsageError, match=r"^words of the Image must have 64 bits for SDRAM"):
         plan(ulx3s, 2, image_from="sdram")
-    with pytest.raises(UsageError, match=r"^clock must be 75 to 100 MHz for SDRAM, not 50 MHz$"):
-        plan(ulx3s, 4, clock_hz=50e6, image_from="sdram")
+
+
+@pytest.mark.parametrize(
+    ("board", "source", "mhz", "range_"),
+    [
+        ("icebreaker", "flash", 120, "0 to 100"),
+        ("hx8k", "flash", 120, "0 to 100"),
+        ("ulx3s-25f", "flash", 50, "60 to 100"),
+        ("ulx3s-25f", "sdram", 65, "75 to 100"),
+    ],
+)
+def test_clocks_that_the_image_cannot_be_read_at(board, source, mhz, range_):
+    chosen = records.find(board)
+    with pytest.raises(UsageError, match=f"^clock must be {range_} MHz .* from {source} on") as e:
+        plan(chosen, 4, clock_hz=mhz * 1e6, image_from=source)
+    clock = float(e.value.hint.removeprefix("--clock ")) * 1e6
+    assert plan(chosen, 4, clock_hz=clock, image_from=source).clock_hz == pytest.approx(clock)
+    if board == "ulx3s-25f":
+        assert plan(chosen, 4, clock_hz=mhz * 1e6, image_from="bitstream").clock_hz < 70e6
 
 
 @pytest.mark.parametrize("bits", range(2, 9))
