@@ -203,7 +203,7 @@ def _beside(laid_out: Schedule, board: Board) -> Geometry:
     """The geometry with half the memory, or half of that, until its Image finds room beside it."""
     g, budget = laid_out.geometry, board.budget.bram
     used = g.memory_depth - laid_out.room + LEAST_RING
-    held = -(-len(flash_bytes(Image.of(laid_out))) // FAMILY_BLOCK_BYTES[board.family])
+    held = -(-len(flash_bytes(Image.of(laid_out))) // BLOCK_BYTES[board.family])
     while board.memory == "inferred" and g.memory_depth >= 2 * used:
         if estimate(g, board).bram + held <= budget:
             break
@@ -258,7 +258,7 @@ class Price:
     adder: float
 
 
-FAMILY_BLOCK_BYTES = {"ice40": 512, "ecp5": 2048}
+BLOCK_BYTES = {"ice40": 512, "ecp5": 2048}
 """Of a block RAM, as words of 16 bits."""
 
 PRICES = {"ice40": Price(2915, 9.4), "ecp5": Price(7560, 8.2)}

@@ -179,9 +179,10 @@ class Board:
     def clocks_hz(self) -> tuple[float, float]:
         """Of the engine, that its flash can be read at.
 
-        What is taken at a falling edge is there for a period from the ways' time on, and slower
-        clocks would have it there later than it is: half a period, less 1.5 ns that the flash holds
-        it, must be less than the ways (8.3 and 7.4 ns, without the pads, in `docs/engine.md`).
+        What is taken at a falling edge leaves the flash a period and a half before, and the next
+        bits follow after a period: these must not be there yet, so half a period, less 1.5 ns for
+        which the flash holds its bits, must be less than the ways take. At 60 MHz that is 6.8 ns, and
+        they take 7.4, besides the pads (`docs/engine.md`).
         """
         return 60e6 if self.flash_late else 0.0, 100e6
 
