@@ -180,9 +180,9 @@ class Board:
         """Of the engine, that its flash can be read at.
 
         What is taken at a falling edge leaves the flash a period and a half before, and the next
-        bits follow after a period: these must not be there yet, so half a period, less 1.5 ns for
-        which the flash holds its bits, must be less than the ways take. At 60 MHz that is 6.8 ns, and
-        they take 7.4, besides the pads (`docs/engine.md`).
+        bits follow after a period. These must not be there yet: half a period, less 1.5 ns for
+        which the flash holds its bits, must be less than the ways take. At 60 MHz that is 6.8 ns,
+        and they take 7.4, besides the pads (`docs/engine.md`).
         """
         return 60e6 if self.flash_late else 0.0, 100e6
 
