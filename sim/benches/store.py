@@ -40,13 +40,16 @@ POINTS = {
     "quad_short_words": (replace(SMALL, stream_bits=16), 4),
     "b3": (B3, 2),
     "quad_b3": (B3, 4),
-    "quad_b5": (replace(B8, activation_bits=5, stream_bits=16), 4),
     "rom_b3": (B3, 8),
     "sdram": (replace(SMALL, two_ports=True), 16),
     "sdram_b8": (replace(B8, stream_bits=64), 16),
 }
 """Lanes of each width that there is; stream words as wide as the memory's, and short ones. And how
 many lines of the flash, or bits that an SDRAM sends at once."""
+GRID_POINTS = POINTS | {
+    "quad_b5": (replace(B8, activation_bits=5, stream_bits=16), 4),
+    "sdram_b8": (B8, 16),
+}
 
 QUIET_CYCLES = 200
 """How long a refusal is watched: more than serving takes to begin."""
@@ -109,8 +112,9 @@ class StoreInMemory(wiring.Component):
 
 def design(grid: bool = False):
     """All shapes of words in one model."""
-    blocks = Points({name: StoreInMemory(*point) for name, point in POINTS.items()})
-    points = {name: (asdict(geometry), lines) for name, (geometry, lines) in POINTS.items()}
+    chosen = GRID_POINTS if grid else POINTS
+    blocks = Points({name: StoreInMemory(*point) for name, point in chosen.items()})
+    points = {name: (asdict(geometry), lines) for name, (geometry, lines) in chosen.items()}
     return {"": (blocks, {}, {"points": points, "flips": 200 if grid else 8})}
 
 

@@ -127,7 +127,7 @@ def test_image_from_sdram_during_the_picture(tmp_path):
         hold_to(laid_out, run_on(made, 0, room))
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_activations_that_no_byte_is_full_of(tmp_path):
     """Of 3 bits: words of the Image are written whole."""
     made = make(plan(BOARD, 3), tmp_path)
@@ -135,7 +135,7 @@ def test_activations_that_no_byte_is_full_of(tmp_path):
         hold_to(image_of(made, 0, room)[0], run_on(made, 0, room))
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_image_from_the_bitstream(tmp_path):
     """Out of block RAM, through a ring of few words; the design has no pins for a flash."""
     chosen, room = plan(BOARD, 4, image_from="bitstream"), 16
