@@ -93,6 +93,7 @@ class FlashOnBoard(ReaderOnBoard):
         self._flash = flash
 
     def wire(self, m: Module) -> list[Value]:
+        """The flash, behind its pads."""
         reader, flash = self._reader, self._flash
         floating, pulse = Signal(), reader.flash_clk & ~ClockSignal()
         drives, quad_drives = Signal(), Signal()

@@ -42,6 +42,7 @@ class SdramOnBoard(FlashOnBoard):
     """A reader with an SDRAM on its pins too, whose data come at the clock's next edge."""
 
     def wire(self, m: Module) -> list[Value]:
+        """The SDRAM too, and what it sends a cycle late."""
         reader = self._reader
 
         def pins(name: str, count: int) -> list[Signal]:
