@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from dataclasses import asdict, replace
+from typing import Any
 
 import cocotb
 from amaranth.hdl import Module
@@ -38,15 +39,19 @@ POINTS = {
     "quad_b2": (B2, 4),
     "quad_b8": (B8, 4),
     "quad_short_words": (replace(SMALL, stream_bits=16), 4),
+}
+"""Lanes of each width that fills bytes; stream words as wide as the memory's, and short ones. And
+how many lines of the flash."""
+
+WHOLE_POINTS = {
     "b3": (B3, 2),
     "quad_b3": (B3, 4),
     "rom_b3": (B3, 8),
     "sdram": (replace(SMALL, two_ports=True), 16),
-    "sdram_b8": (replace(B8, stream_bits=64), 16),
 }
-"""Lanes of each width that there is; stream words as wide as the memory's, and short ones. And how
-many lines of the flash, or bits that an SDRAM sends at once."""
-GRID_POINTS = POINTS | {
+"""Words that are written whole, also because an SDRAM or a block RAM sends so many bits at once."""
+
+GRID_POINTS = {
     "quad_b5": (replace(B8, activation_bits=5, stream_bits=16), 4),
     "sdram_b8": (B8, 16),
 }
@@ -111,11 +116,14 @@ class StoreInMemory(wiring.Component):
 
 
 def design(grid: bool = False):
-    """All shapes of words in one model."""
-    chosen = GRID_POINTS if grid else POINTS
-    blocks = Points({name: StoreInMemory(*point) for name, point in chosen.items()})
-    points = {name: (asdict(geometry), lines) for name, (geometry, lines) in chosen.items()}
-    return {"": (blocks, {}, {"points": points, "flips": 200 if grid else 8})}
+    """Points run one after another, and so in more than one model: all of one are simulated."""
+    found: dict[str, tuple[Points, dict[str, Any], dict[str, Any]]] = {}
+    whole = WHOLE_POINTS | (GRID_POINTS if grid else {})
+    for case, chosen in {"units": POINTS, "whole": whole}.items():
+        blocks = Points({name: StoreInMemory(*point) for name, point in chosen.items()})
+        points = {name: (asdict(geometry), lines) for name, (geometry, lines) in chosen.items()}
+        found[case] = (blocks, {}, {"points": points, "flips": 200 if grid else 8})
+    return found
 
 
 class _Flash:
