@@ -11,6 +11,7 @@ from amaranth_boards.ulx3s import ULX3S_25F_Platform
 from boards.records import BOARDS, HX8K, ICEBREAKER, ICESUGAR, ULX3S_25F, find
 from boards.toolchain import FAMILIES, Cells
 from compiler.errors import UsageError
+from hw.sdram import sdram_pins
 
 PLATFORMS = [
     (ICEBREAKER, ICEBreakerPlatform),
@@ -79,6 +80,22 @@ def test_pins(board, platform):
         DEVICES.get(board.device, f"ice40{board.device}"),
         DEVICES.get(board.package, board.package),
     )
+
+
+def test_sdram_pins():
+    """Those of the independent board file, all with steep edges."""
+    (resource,) = (r for r in ULX3S_25F_Platform.resources if r.name == "sdram")
+    theirs = {part.name: part.ios[0] for part in resource.ios if hasattr(part, "ios")}
+    ours = {name: pin for name, pin in ULX3S_25F.pins.items() if name.startswith("sdram_")}
+    assert set(ours) == set(sdram_pins())
+    assert all(pin.fast for pin in ours.values())
+    alone = {"clk": "clk", "cke": "clk_en", "cs_n": "cs", "ras_n": "ras", "cas_n": "cas"}
+    for name, known in (alone | {"we_n": "we"}).items():
+        assert theirs[known].names == [ours[f"sdram_{name}"].location]
+        assert theirs[known].invert == name.endswith("_n")
+    for name in ("ba", "a", "dq", "dqm"):
+        places = theirs[name].names
+        assert places == [ours[f"sdram_{name}{i}"].location for i in range(len(places))]
 
 
 @pytest.mark.parametrize("board", BOARDS, ids=lambda board: board.name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 
@@ -43,6 +44,22 @@ def test_maps_lie_close_together() -> None:
     program = random_program(0, 8, depth=20, width=2, shape=(3, 32, 32), classes=10)
     laid_out = schedule(program, Geometry())
     assert laid_out.geometry.memory_depth - laid_out.room == 2 * 1028 + 4096 + 2048
+
+
+def test_rows_of_sdram_cost_what_they_rest() -> None:
+    """Units of a pass come one after another, but for a rest behind each row."""
+    pace = cycles.FlashPace(4, 64, 0, start_cycles=20, row_units=8, row_cycles=14)
+    flash = cycles.Flash(pace, word_units=1, ring=100, ahead=0, coming=20)
+    came = []
+    for cycle in range(200):
+        if flash.writes():
+            came.append(cycle)
+        flash.run()
+    steps = [b - a for a, b in pairwise(came)]
+    first, then, second = steps[:19], steps[19], steps[20:28]
+    assert first == [18 if i % 8 == 0 else 4 for i in range(1, 20)]
+    assert then == 4 + 20 + 2 * 4  # CRC and frame are two units
+    assert second == [4] * 7 + [18]
 
 
 def test_two_groups_on_a_window_save_what_it_costs_to_fetch() -> None:

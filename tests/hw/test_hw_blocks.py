@@ -15,6 +15,8 @@ from hw.engine import Engine
 from hw.flash import WAKE_SECONDS, FlashReader
 from hw.memory import ActivationMemory, MemoryArbiter
 from hw.pool import Pool
+from hw.rom import RomReader
+from hw.sdram import SdramReader
 from hw.store import ImageStore
 from hw.top import Top
 from sim.rtl import count_multipliers
@@ -57,6 +59,36 @@ def test_flash_waits_long_enough(clock_hz, cycles, lines, commands):
     """What lies between the end of the wake-up and the first bits: pause and commands."""
     clocks = FlashReader(clock_hz, 0, cycles, lines).start_cycles / cycles - 16 - commands - 3
     assert clocks * cycles / clock_hz >= WAKE_SECONDS
+
+
+@pytest.mark.parametrize("clock_hz", [0, 74e6, 100.5e6])
+def test_sdram_wrong_clock(clock_hz):
+    with pytest.raises(ValueError, match=r"^clock_hz must be 75 to 100 MHz, not"):
+        SdramReader(clock_hz, FlashReader(80e6, 0, lines=4))
+
+
+def test_sdram_wrong_flash():
+    with pytest.raises(ValueError, match=r"^flash must answer on 4 lines, not 2$"):
+        SdramReader(80e6, FlashReader(80e6, 0))
+
+
+@pytest.mark.parametrize("clock_hz", [75e6, 80e6, 90e6, 100e6])
+def test_sdram_is_refreshed_in_time(clock_hz):
+    """A row's units and the way to the next one, in 64 ms / 8,192."""
+    pace = SdramReader(clock_hz, FlashReader(clock_hz, 0, lines=4)).pace
+    cycles = pace.row_units * pace.unit_cycles + pace.row_cycles
+    assert cycles / clock_hz <= 64e-3 / 8192
+
+
+@pytest.mark.parametrize("lines", [4, 32])
+def test_rom_wrong_lines(lines):
+    with pytest.raises(ValueError, match=rf"^lines must be 8 or 16, not {lines}$"):
+        RomReader(bytes(8), lines)
+
+
+def test_rom_wrong_content():
+    with pytest.raises(ValueError, match=r"^content must be of whole words of 16 bits$"):
+        RomReader(bytes(7), 16)
 
 
 def test_store_wrong_words():
