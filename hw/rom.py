@@ -8,7 +8,7 @@ from amaranth.lib.wiring import In, Out
 
 from compiler.cycles import FlashPace
 from compiler.geometry import UNIT_CLOCKS
-from hw.store import HEAD_BITS
+from hw.store import missing_clocks
 
 ARRIVES = UNIT_CLOCKS + 2
 """Cycles from a look at `room` to the unit in the memory's way (`hw.store`)."""
@@ -73,9 +73,7 @@ class RomReader(wiring.Component):
         ]
         m.submodules.words = words = memory.Memory(shape=self._lines, depth=len(words), init=words)
         port = words.read_port()
-        # Units are counted from the Image's own words on: of the first one some may be missing.
-        lead = -(HEAD_BITS // self._lines) % UNIT_CLOCKS
-        place = Signal(range(UNIT_CLOCKS), init=lead)  # in a unit
+        place = Signal(range(UNIT_CLOCKS), init=missing_clocks(self._lines))  # in a unit
         address, reads, read = Signal(range(words.depth)), Signal(), Signal()
         m.d.comb += [
             reads.eq(place.any() | self.room),

@@ -12,7 +12,7 @@ from amaranth.lib.wiring import In, Out
 from compiler.cycles import FlashPace
 from compiler.geometry import UNIT_CLOCKS
 from hw.flash import BOTH_WAYS, FlashReader, join_pins
-from hw.store import HEAD_BITS
+from hw.store import missing_clocks
 
 DATA_BITS, COLUMN_BITS, ROW_BITS, BANK_BITS = 16, 9, 13, 2
 """A chip of 32 MiB; of a larger one, which has more columns, some lie fallow. One bank is used."""
@@ -54,9 +54,6 @@ ALL_BANKS = 1 << 10
 
 UNIT_BITS = UNIT_CLOCKS * DATA_BITS
 """Of a burst; a word of the Image has as many."""
-
-HEAD_WORDS = HEAD_BITS // DATA_BITS
-"""That stand before the Image's own (`compiler.image`)."""
 
 FIFO_UNITS = 4
 """Of flash, that wait while a row is changed: the flash is asked for another while there is at most
@@ -216,7 +213,7 @@ class SdramReader(wiring.Component):
         # The Image's words have four times 16 bits, what stands before them has six: so that a word
         # is a burst of its own, the first pass is written from column 2 on, and what lies before
         # it is read and dropped.
-        before = -HEAD_WORDS % UNIT_CLOCKS
+        before = missing_clocks(DATA_BITS)
         column, row = Signal(COLUMN_BITS, init=before), Signal(ROW_BITS)
         first = Signal()  # burst of a pass
         rewind, full, ended = Signal(), Signal(), Signal()  # a pass; a row, from this access on

@@ -20,6 +20,11 @@ HEAD_BITS = 3 * FIELD_BITS
 """Before the words."""
 
 
+def missing_clocks(lines: int) -> int:
+    """Of a pass's first unit: units of `UNIT_CLOCKS` are counted from the Image's words on."""
+    return -(HEAD_BITS // lines) % UNIT_CLOCKS
+
+
 class ImageStore(wiring.Component):
     """Reads what `compiler.image.frame` wrote to flash, checks it, and serves its words.
 

@@ -15,6 +15,7 @@ from compiler.geometry import UNIT_CLOCKS
 from hw.flash import WAKE_SECONDS, FlashReader
 from hw.rom import RomReader
 from hw.sdram import SdramReader
+from hw.store import missing_clocks
 from sim import bench
 from sim.benches.points import Points, Ports
 from sim.drivers import first_difference
@@ -226,6 +227,39 @@ class Taker:
         """Take no more."""
         self._task.cancel()
         self._ports.room.value = 0
+
+
+class Passes:
+    """A reader that is told to begin again, and what it is to send in each pass.
+
+    Attributes
+    ----------
+    content : bytes
+    rng : random.Random
+    """
+
+    def __init__(self, dut, name: str, content: bytes, lines: int) -> None:
+        self.content, self.rng = content, random.Random(cocotb.RANDOM_SEED)
+        self._dut, self._name, self._ports = dut, name, Ports(dut, name)
+        self._missing = missing_clocks(lines)
+        self._ports.room.value = self._ports.again.value = 0
+
+    async def read(self, room: float, count: int | None = None) -> Taker:
+        """Take a pass, or its beginning, and hold it to the content."""
+        taker = Taker(self._dut, self._name, room, self.rng, self._missing)
+        expected = self.content[:count]
+        got = await taker.receive(len(expected))
+        taker.stop()
+        problem = first_difference(list(expected), list(got))
+        assert not problem, f"room {room}: {problem}"
+        return taker
+
+    async def again(self, room: int = 0) -> None:
+        """Tell the reader to begin again; what comes meanwhile is nobody's."""
+        self._ports.room.value = room
+        self._ports.again.value = 1
+        await RisingEdge(self._dut.clk)
+        self._ports.again.value = 0
 
 
 async def _begin(dut) -> dict[str, Any]:

@@ -7,16 +7,15 @@ from dataclasses import asdict
 from typing import Any
 
 import cocotb
-from cocotb.triggers import ClockCycles, RisingEdge
+from cocotb.triggers import ClockCycles
 
 from compiler.cycles import FlashPace
 from compiler.geometry import UNIT_CLOCKS
 from hw.rom import RomReader
 from hw.store import HEAD_BITS
 from sim import bench
-from sim.benches.flash import ReaderOnBoard, Taker
-from sim.benches.points import Points, Ports
-from sim.drivers import first_difference
+from sim.benches.flash import Passes, ReaderOnBoard
+from sim.benches.points import Points
 
 NAME = "rom"
 
@@ -37,44 +36,20 @@ def design(grid: bool = False):
     return found
 
 
-class _Rom:
-    """The reader after a reset, and what it is to send."""
-
-    def __init__(self, dut) -> None:
-        given = bench.parameters()
-        self.rng = random.Random(cocotb.RANDOM_SEED)
-        self.content = bytes.fromhex(given["content"])
-        self._dut, self._ports = dut, Ports(dut, NAME)
-        self._lead = -(HEAD_BITS // given["lines"]) % UNIT_CLOCKS
-        self._ports.room.value = self._ports.again.value = 0
-
-    async def start(self) -> None:
-        bench.start_clocks(self._dut)
-        await bench.reset(self._dut)
-
-    async def read(self, room: float, count: int | None = None) -> Taker:
-        """Take a pass, or its beginning, and hold it to the content."""
-        taker = Taker(self._dut, NAME, room, self.rng, self._lead)
-        expected = self.content[:count]
-        got = await taker.receive(len(expected))
-        taker.stop()
-        problem = first_difference(list(expected), list(got))
-        assert not problem, f"room {room}: {problem}"
-        return taker
-
-    async def again(self) -> None:
-        """Tell the reader to begin again."""
-        self._ports.again.value = 1
-        await RisingEdge(self._dut.clk)
-        self._ports.again.value = 0
+async def _start(dut) -> Passes:
+    """The reader after a reset."""
+    given = bench.parameters()
+    rom = Passes(dut, NAME, bytes.fromhex(given["content"]), given["lines"])
+    bench.start_clocks(dut)
+    await bench.reset(dut)
+    return rom
 
 
 @cocotb.test()
 async def sends_what_it_was_made_with(dut):
     """In each pass, however often it is held up; and at once where it is not."""
     pace = FlashPace(**bench.parameters()["pace"])
-    rom = _Rom(dut)
-    await rom.start()
+    rom = await _start(dut)
     for room in (*ROOM, 1.0):
         await rom.again()
         taker = await rom.read(room)
@@ -86,8 +61,7 @@ async def sends_what_it_was_made_with(dut):
 @cocotb.test()
 async def begins_again_at_any_moment(dut):
     """In the midst of a unit, while one waits or none."""
-    rom = _Rom(dut)
-    await rom.start()
+    rom = await _start(dut)
     for _ in range(60):
         await rom.again()
         await rom.read(rom.rng.choice(ROOM), rom.rng.randrange(1, 80))

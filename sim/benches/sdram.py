@@ -12,16 +12,16 @@ from itertools import pairwise
 import cocotb
 import pytest
 from amaranth.hdl import Cat, ClockSignal, Instance, Module, Mux, Signal, Value
-from cocotb.triggers import ClockCycles, RisingEdge, Timer
+from cocotb.triggers import ClockCycles, Timer
 
 from compiler.cycles import FlashPace
 from compiler.geometry import UNIT_CLOCKS
 from hw.flash import FlashReader
-from hw.sdram import COLUMN_BITS, DATA_BITS, HEAD_WORDS, ROW_BITS, SdramReader
+from hw.sdram import COLUMN_BITS, DATA_BITS, ROW_BITS, SdramReader
+from hw.store import HEAD_BITS, missing_clocks
 from sim import bench
-from sim.benches.flash import FlashOnBoard, Taker
-from sim.benches.points import Points, Ports
-from sim.drivers import first_difference
+from sim.benches.flash import FlashOnBoard, Passes
+from sim.benches.points import Points
 
 CLOCKS = {"": 80e6}
 GRID_CLOCKS = CLOCKS | {"slow": 75e6, "fast": 100e6}
@@ -30,10 +30,6 @@ OFFSET = 2 << 20
 NAME = "board"
 
 ROW_BYTES = (DATA_BITS << COLUMN_BITS) // 8
-HEAD_BYTES = HEAD_WORDS * DATA_BITS // 8
-LEAD = -HEAD_WORDS % UNIT_CLOCKS
-"""Words that are missing of the first unit: what stands before the Image's words."""
-
 ROOM = (1.0, 0.3, 0.05)
 """How often a unit is let go of, in cycles."""
 
@@ -81,28 +77,26 @@ def design(grid: bool = False):
             "clock_hz": clock_hz,
             "lines": reader.lines,
             "pace": asdict(reader.pace),
-            "bytes": HEAD_BYTES + (3 if grid else 2) * ROW_BYTES + 16,
+            "bytes": HEAD_BITS // 8 + (3 if grid else 2) * ROW_BYTES + 16,
         }
         blocks = Points({NAME: SdramOnBoard(reader, flash)})
         found[name] = (blocks, {"sources": ["spi_flash", "sdr_sdram"]}, given)
     return found
 
 
-class _Board:
+class _Board(Passes):
     """A board after power-on, and what lies in its flash."""
 
     def __init__(self, dut) -> None:
         given = bench.parameters()
-        self.rng = random.Random(cocotb.RANDOM_SEED)
-        self.content = self.rng.randbytes(given["bytes"])
-        self._dut, self._ports = dut, Ports(dut, NAME)
+        content = random.Random(cocotb.RANDOM_SEED).randbytes(given["bytes"])
+        super().__init__(dut, NAME, content, given["lines"])
         board = getattr(dut, NAME)
-        for i, byte in enumerate(self.content):
+        for i, byte in enumerate(content):
             board.flash.mem[OFFSET + i].value = byte
         board.flash.asleep.value = 1
         self._memory = board.memory
         self._memory.powered.value = 0
-        self._ports.room.value = self._ports.again.value = 0
 
     async def start(self) -> None:
         """Reset it."""
@@ -110,26 +104,6 @@ class _Board:
         bench.start_clocks(self._dut, bench.parameters()["clock_hz"] / 1e6)
         await bench.reset(self._dut, 8)
         self._memory.powered.value = 1
-
-    def take(self, room: float) -> Taker:
-        return Taker(self._dut, NAME, room, self.rng, LEAD)
-
-    async def read(self, room: float, count: int | None = None) -> Taker:
-        """Take a pass, or its beginning, and hold it to what was in flash."""
-        taker = self.take(room)
-        expected = self.content[:count]
-        got = await taker.receive(len(expected))
-        taker.stop()
-        problem = first_difference(list(expected), list(got))
-        assert not problem, f"room {room}: {problem}"
-        return taker
-
-    async def again(self, room: int = 0) -> None:
-        """Tell the reader to begin again; what comes meanwhile is nobody's."""
-        self._ports.room.value = room
-        self._ports.again.value = 1
-        await RisingEdge(self._dut.clk)
-        self._ports.again.value = 0
 
 
 @cocotb.test()
@@ -155,7 +129,7 @@ async def is_as_fast_as_it_says(dut):
     steps = [b - a for a, b in pairwise(cycles)]
     assert cycles[0] in range(pace.start_cycles - UNIT_CLOCKS, pace.start_cycles + 1)
     assert set(steps) == {1, 1 + pace.row_cycles}
-    rests = [i + 1 + LEAD for i, step in enumerate(steps) if step > 1]
+    rests = [i + 1 + missing_clocks(DATA_BITS) for i, step in enumerate(steps) if step > 1]
     rows = range(1 << COLUMN_BITS, len(cycles), 1 << COLUMN_BITS)
     assert set(rows) <= set(rests)
     assert len(rests) == pytest.approx(len(cycles) / UNIT_CLOCKS / pace.row_units, abs=1)
