@@ -415,6 +415,7 @@ def _play(r: Record, g: Geometry, flash: Flash | None) -> list[int]:
     ends: list[int] = []
     launched = half = clear = cycle = 0
     held, room = False, True
+    idle = g.split_sums and not r["pool"]  # a step behind each tile
     while len(ends) <= r["groups_less"]:
         port = cycle not in taken_reads
         coming_room = fetch.fired - walk.freed < g.window_depth - 1
@@ -429,6 +430,8 @@ def _play(r: Record, g: Geometry, flash: Flash | None) -> list[int]:
         gate = cycle >= clear and booked.isdisjoint(cycle + c for c in pattern)
         valid = held and (gate or not (walk.last and final))
         take = (not held or (valid and final)) and walk.farthest < fetch.written and walk.more
+        if idle and held and walk.last:
+            take = False
         if valid and final and walk.last:
             clear = cycle + apart
             booked.update(cycle + c for c in pattern)

@@ -65,6 +65,9 @@ POOL_SHIFT = 3
 WORD_BITS = 64
 """Most that a word of activation memory has: what the four single-port RAMs of an UP5K give."""
 
+MASKED_BITS = 4
+"""Of these, that one bit of those RAMs' write masks is for."""
+
 PUMPED_BITS = 4
 """Up to so many bits of an activation sums are taken at the lanes' clock."""
 
@@ -90,6 +93,9 @@ class Geometry:
     pumped_sums : bool
         The requantiser takes a sum in each cycle of the lanes' clock; else in each of the engine's
         (or several side by side, see `slot_abreast`).
+    split_sums : bool
+        A pass's sums are taken from the lanes in two halves, for which each tile leaves a step
+        idle. That halves the block RAMs they wait in.
     activation_bits : int
         b, 2 .. 8. Wider tensors are taken in slices of b bits.
     word_channels : int
@@ -139,6 +145,7 @@ class Geometry:
     pixel_lanes: int = 1
     pump: int = 2
     pumped_sums: bool = True
+    split_sums: bool = False
     activation_bits: int = 4
     word_channels: int = 16
     accumulator_bits: int = 18
@@ -185,6 +192,10 @@ class Geometry:
                 f"pump must be 1 or 2 and at most output_lanes, not {self.pump!r} with "
                 f"{self.output_lanes} output lanes"
             )
+        if self.split_sums and (self.pump < 2 or self.pass_sums % 2):
+            raise ValueError(
+                f"split_sums must be False with pump {self.pump!r} and {self.pass_sums} sums a pass"
+            )
         if self.input_lanes < 2:
             raise ValueError(f"input_lanes must be at least 2, not {self.input_lanes!r}")
         for name in ("input_lanes", "output_lanes"):
@@ -192,6 +203,11 @@ class Geometry:
                 raise ValueError(
                     f"word_channels must be a multiple of {name}, not {self.word_channels!r}"
                 )
+        if self.output_lanes % self.mask_channels:
+            raise ValueError(
+                f"output_lanes must be a multiple of the {self.mask_channels} channels that are "
+                f"written together, not {self.output_lanes!r}"
+            )
         if self.word_bits // self.residual_bits < self.pixel_lanes:
             raise ValueError(
                 f"a memory word of {self.word_bits} bits must hold a residual of "
@@ -233,12 +249,25 @@ class Geometry:
 
     def stored_bits(self, unit_bits: int) -> int:
         """Of the Image, that are written to activation memory at once, of a flash that sends units
-        of so many: these, or a whole word where they end in the midst of an activation."""
-        return self.stream_bits if unit_bits % self.activation_bits else unit_bits
+        of so many: these, or a whole word where they end in the midst of what a mask bit is for."""
+        masked = self.mask_channels * self.activation_bits
+        return self.stream_bits if unit_bits % masked else unit_bits
 
     @property
     def word_bits(self) -> int:
         return self.word_channels * self.activation_bits
+
+    @property
+    def mask_channels(self) -> int:
+        """Channels of a memory word that are written together, or not, by one bit of its mask: two
+        of 2 bits, where there is no room for a nibble each, which is what an UP5K's RAM masks."""
+        nibbles = WORD_BITS // MASKED_BITS
+        return max(1, self.word_channels // nibbles) if self.activation_bits <= 2 else 1
+
+    @property
+    def mask_bits(self) -> int:
+        """Of a memory word's write mask."""
+        return self.word_channels // self.mask_channels
 
     @property
     def weight_bits(self) -> int:
@@ -249,6 +278,16 @@ class Geometry:
     def pass_lanes(self) -> int:
         """Output lanes of one pass: those that there are in hardware."""
         return self.output_lanes // self.pump
+
+    @property
+    def pass_sums(self) -> int:
+        """Sums that one pass makes."""
+        return self.pass_lanes * self.pixel_lanes
+
+    @property
+    def sums_at_once(self) -> int:
+        """Of these, that are taken at once."""
+        return self.pass_sums // 2 if self.split_sums else self.pass_sums
 
     @property
     def pass_weight_bits(self) -> int:
@@ -313,9 +352,15 @@ class Geometry:
         return 1 if summed or self.plain_input else self.input_slices
 
     @property
+    def tap_channels(self) -> int:
+        """Channels that a column of the image may have in a memory word."""
+        return self.mask_bits // self.input_columns
+
+    @property
     def tap_lanes(self) -> int:
-        """Lanes of one column of the image in a memory word."""
-        return self.word_channels // self.input_columns
+        """Lanes of one column of the image in a memory word; each `mask_channels` of them are for a
+        channel, which is in the first."""
+        return self.tap_channels * self.mask_channels
 
     @property
     def input_shift(self) -> int:
@@ -491,7 +536,7 @@ class Geometry:
     @property
     def sums_in_blocks(self) -> bool:
         """Whether block RAMs can choose among a pass's sums, where there are such (`hw.sums`)."""
-        return self.pump > 1 and self.pass_lanes * self.pixel_lanes == BLOCK_SUMS
+        return self.pump > 1 and self.pass_sums == BLOCK_SUMS
 
     @property
     def tiles_apart(self) -> int:
@@ -790,6 +835,7 @@ def _holds(g: Geometry) -> tuple[int, int]:
         )
         return clashes, sum(cycles * bits for cycles, bits in zip(holds, widths, strict=True))
 
-    apart = {max(g.tiles_apart, words * KERNEL_STEPS * g.halves) for words in (1, 2)}
+    steps = (words * KERNEL_STEPS * g.halves + g.split_sums for words in (1, 2))
+    apart = {max(g.tiles_apart, n) for n in steps}
     choices = [(r, a) for r in range(4) for a in range(4 + g.pixel_lanes)]
     return min(choices, key=cost)

@@ -196,7 +196,7 @@ def stream_bits(program: Program, geometry: Geometry) -> int:
 
     It is the geometry's, unless slices of the image are summed in the stream.
     """
-    plain = program.image.channels > geometry.tap_lanes or not _usual(next(program.convs()))
+    plain = program.image.channels > geometry.tap_channels or not _usual(next(program.convs()))
     engine = replace(geometry, plain_input=plain or geometry.plain_input)
     if engine.window_slices == engine.input_slices:
         return geometry.residual_bits
@@ -663,7 +663,7 @@ class _Builder:
 
     def header(self, op: Quantise) -> dict[str, int]:
         image, q = self.program.image, self.program[op.output]
-        most = min(self.geometry.tap_lanes, self.geometry.output_lanes, MAX_IMAGE_CHANNELS)
+        most = min(self.geometry.tap_channels, self.geometry.output_lanes, MAX_IMAGE_CHANNELS)
         possible = min(self.geometry.output_lanes, MAX_IMAGE_CHANNELS)
         if image.channels > most:
             raise CapacityError(
@@ -1243,12 +1243,13 @@ class _Builder:
                 return steps.reshape(-1, 1, g.output_lanes, g.input_lanes)
             case _:
                 signs = np.ones((1, 1, 1, 1), np.int8)
-        if f.first and not g.plain_input:  # columns become lanes
+        if f.first:  # channels lie apart, and columns become lanes
             c_out, c_in, rows, columns = signs.shape
-            taps = np.ones((c_out, g.word_channels, rows, 1), np.int8)
-            for x in range(columns):
-                taps[:, x * g.tap_lanes : x * g.tap_lanes + c_in, :, 0] = signs[:, :, :, x]
-            signs = taps
+            taps = np.ones((c_out, g.input_columns, g.tap_lanes, rows, columns), np.int8)
+            taps[:, 0, : c_in * g.mask_channels : g.mask_channels] = signs
+            if not g.plain_input:
+                taps = np.moveaxis(taps[:, 0], -1, 1)[..., None]
+            signs = taps.reshape(c_out, -1, *taps.shape[3:])
         turns = groups_in(record)
         groups = (record["groups_less"] + 1) * turns
         words = 1 if record["sliced"] else record["words_less"] + 1

@@ -25,6 +25,10 @@ class Lanes(wiring.Component):
     Behind the last step of a slice of the input but the last, the accumulators are shifted left by
     a slice's bits (`arith.slices`), where `Geometry.window_slices` says so.
 
+    With `Geometry.split_sums` no step may come in the cycle behind a tile's last. The ring goes on
+    meanwhile, as it does whenever there is no step, for then 0 is added: so each pass's sums come
+    by a second time, and the half of them that was not taken is.
+
     Timing: a tile's sums stand in a memory (`hw.sums.SumMemory`) from `Geometry.lane_cycles` after
     its last step on, where they may be addressed, until `tiles_apart` later. The accumulators start
     from 0 with the step behind it. One step a cycle. Weights come one cycle after their step (a RAM
@@ -92,8 +96,15 @@ class Lanes(wiring.Component):
                 memory.write.eq(written),
                 memory.pass_.eq(second if g.tree_levels % 2 == 0 else ~second),
             ]
-            with m.If(valid[-1]):
-                fast += [finished.eq(last[-1]), raised.eq(ends[-1])]
+            if g.split_sums:
+                between = Signal(reset_less=True)
+                fast += [between.eq(written), finished.eq(between)]
+                fast += raised.eq(valid[-1] & ends[-1] & ~last[-1])
+                m.d.comb += [memory.write.eq(written | finished), memory.second.eq(finished)]
+            else:
+                with m.If(valid[-1]):
+                    fast += [finished.eq(last[-1]), raised.eq(ends[-1])]
+        afters: dict[tuple[int, int], Signal] = {}  # by output lane and pixel
         for p in range(g.pixel_lanes):
             sums, differences = self._pairs(m, p)
             for o in range(g.pass_lanes):
@@ -106,6 +117,9 @@ class Lanes(wiring.Component):
                     chosen = Signal(width, name=f"chosen{o}_{p}_{i}")
                     m.d.comb += chosen.eq(Mux(same, sums[i], differences[i]))
                     fast += term.eq(chosen ^ Mux(negate, Const(-1, width), 0))
+                    if g.split_sums:
+                        with m.If(~valid[0]):
+                            fast += term.eq(0)
                     terms.append(term)
                 total = self._tree(m, terms, f"{o}_{p}")
                 # In a ring it starts with 0 and is never left otherwise: a reset would join the
@@ -125,12 +139,18 @@ class Lanes(wiring.Component):
                     going_on = after
                     if g.window_slices > 1:
                         going_on = Mux(raised, after << g.activation_bits, after)
-                    with m.If(valid[-1]):
+                    with m.If(1 if g.split_sums else valid[-1]):
                         fast += [
                             after.eq(accumulator + total),
                             accumulator.eq(Mux(finished, 0, going_on)),
                         ]
-                m.d.comb += memory.sums[o * g.pixel_lanes + p].eq(after)
+                afters[o, p] = after
+        ordered = [afters[lane] for lane in sorted(afters)]
+        for i, given in enumerate(memory.sums):
+            m.d.comb += given.eq(ordered[i])
+            if g.split_sums:
+                with m.If(memory.second):
+                    m.d.comb += given.eq(ordered[i + g.sums_at_once])
         return m
 
     def _pairs(self, m: Module, p: int) -> tuple[list[Signal], list[Signal]]:

@@ -54,14 +54,14 @@ def memory_read(geometry: Geometry) -> wiring.Signature:
 
 
 def memory_write(geometry: Geometry) -> wiring.Signature:
-    """A writer's side: written at the end of the cycle of ``valid & ready``; one mask bit a
-    lane."""
+    """A writer's side: written at the end of the cycle of ``valid & ready``; a mask bit for
+    `Geometry.mask_channels` lanes."""
     return wiring.Signature(
         {
             "valid": Out(1),
             "ready": In(1),
             "address": Out(geometry.address_bits),
             "data": Out(geometry.word_bits),
-            "mask": Out(geometry.word_channels),
+            "mask": Out(geometry.mask_bits),
         }
     )

@@ -9,7 +9,7 @@ from amaranth.hdl import Cat, ClockSignal, Const, Instance, Module, Signal, Valu
 from amaranth.lib import data, memory, wiring
 from amaranth.lib.wiring import In, Out
 
-from compiler.geometry import Geometry
+from compiler.geometry import MASKED_BITS, Geometry
 from hw.layout import memory_read, memory_write
 
 SPRAM_DEPTH = 16384
@@ -26,14 +26,14 @@ def _access(geometry: Geometry) -> dict[str, wiring.Member]:
         "write": Out(1),
         "address": Out(geometry.address_bits),
         "write_data": Out(geometry.word_bits),
-        "write_mask": Out(geometry.word_channels),
+        "write_mask": Out(geometry.mask_bits),
         "read_data": In(geometry.word_bits),
         **written,
     }
 
 
 class ActivationMemory(wiring.Component):
-    """Memory with a write mask bit a lane.
+    """Memory with a write mask, a bit for `Geometry.mask_channels` lanes.
 
     Timing: each cycle is an access: a write, or else a read, be it that nobody wants. ``read_data``
     is valid in the cycle after a read, and in no other: single-port RAM blocks give garbage after a
@@ -77,26 +77,26 @@ class ActivationMemory(wiring.Component):
         g = self._geometry
         m.submodules.memory = mem = memory.Memory(shape=g.word_bits, depth=g.memory_depth, init=[])
         read = mem.read_port()
-        write = mem.write_port(granularity=g.activation_bits)
+        write = mem.write_port(granularity=g.activation_bits * g.mask_channels)
         m.d.comb += [
             read.en.eq(1 if g.two_ports else ~self.write),
             read.addr.eq(self.address),
             self.read_data.eq(read.data),
-            write.en.eq(self.write.replicate(g.word_channels) & self.write_mask),
+            write.en.eq(self.write.replicate(g.mask_bits) & self.write_mask),
             write.addr.eq(self.write_address if g.two_ports else self.address),
             write.data.eq(self.write_data),
         ]
 
     def _elaborate_spram(self, m: Module) -> None:
-        """Lanes stand in nibbles (bytes above 4 bits), the unit of the block's write mask."""
+        """What a mask bit is for stands in a nibble, the unit of the block's own (above 4 bits, in
+        two)."""
         g = self._geometry
-        nibbles = -(-g.activation_bits // 4)
-        width = 4 * nibbles
-        padding = Const(0, width - g.activation_bits)
-        b = g.activation_bits
-        lanes_in = [Cat(self.write_data.word_select(i, b), padding) for i in range(g.word_channels)]
-        written = Cat(*lanes_in)
-        mask = Cat(*(self.write_mask[i].replicate(nibbles) for i in range(g.word_channels)))
+        b = g.activation_bits * g.mask_channels
+        nibbles = -(-b // MASKED_BITS)
+        width = MASKED_BITS * nibbles
+        padding = Const(0, width - b)
+        written = Cat(Cat(self.write_data.word_select(i, b), padding) for i in range(g.mask_bits))
+        mask = Cat(*(self.write_mask[i].replicate(nibbles) for i in range(g.mask_bits)))
         blocks = -(-len(written) // SPRAM_BITS)
         outputs = []
         for i in range(blocks):
@@ -105,7 +105,7 @@ class ActivationMemory(wiring.Component):
                 "SB_SPRAM256KA",
                 i_ADDRESS=Cat(self.address, Const(0, 14 - g.address_bits)),
                 i_DATAIN=written[i * SPRAM_BITS : (i + 1) * SPRAM_BITS],
-                i_MASKWREN=mask[i * 4 : (i + 1) * 4],
+                i_MASKWREN=mask.word_select(i, SPRAM_BITS // MASKED_BITS),
                 i_WREN=self.write,
                 i_CHIPSELECT=1,
                 i_CLOCK=ClockSignal(),
@@ -117,7 +117,7 @@ class ActivationMemory(wiring.Component):
             outputs.append(output)
         word = Cat(*outputs)
         m.d.comb += self.read_data.eq(
-            Cat(*(word[i * width : i * width + b] for i in range(g.word_channels)))
+            Cat(*(word[i * width : i * width + b] for i in range(g.mask_bits)))
         )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from amaranth.hdl import Cat, Module, Mux, Shape, Signal
-from amaranth.lib import memory, wiring
+from amaranth.lib import data, memory, wiring
 from amaranth.lib.wiring import In, Out
 
 from compiler.geometry import STRIDES, Geometry
@@ -11,7 +11,7 @@ from hw.layout import stride_put
 
 
 class Pointer(wiring.Component):
-    """One address, and a table of what may be added to it: a column of `STRIDES`.
+    """An address, and a table of what may be added to it: a column of `STRIDES`.
 
     In block RAM the table costs no register, and its output chooses, so the way to the next address
     is one adder. In turn a stride has to be looked up a cycle before it is wanted.
@@ -20,11 +20,16 @@ class Pointer(wiring.Component):
     becomes the address; it stands there from the next cycle on. `look` in one cycle, and `step` in
     the next or any later one. Both may come every cycle, and `look` with `begins`.
 
+    Several addresses may walk by one table, each at its own pace, which begin together. Then the
+    one that steps must be the one for which the cycle before has looked.
+
     Parameters
     ----------
     geometry : Geometry
     walk : str
         Which of `STRIDES`.
+    walkers : int
+        How many addresses there are.
     primitive : str
         See `hw.memory.ActivationMemory`. With "spram" the table is a block RAM; elsewhere, where
         they are scarcer than registers, it is those.
@@ -35,11 +40,13 @@ class Pointer(wiring.Component):
     restart : In(1), strobe, a layer begins: the table is there
     begins : Out(1), strobe, a cycle later
     row : In, look : In(1), the stride that comes next
-    step : In(1), add it
-    address : Out
+    step : In(walkers), add it
+    address : Out, each walker's
     """
 
-    def __init__(self, geometry: Geometry, walk: str, primitive: str = "inferred") -> None:
+    def __init__(
+        self, geometry: Geometry, walk: str, walkers: int = 1, primitive: str = "inferred"
+    ) -> None:
         self._geometry = geometry
         self._style = "block" if primitive == "spram" else "registers"
         self._first = list(STRIDES).index(walk) * geometry.address_bits
@@ -53,8 +60,8 @@ class Pointer(wiring.Component):
                 "begins": Out(1),
                 "row": In(row),
                 "look": In(1),
-                "step": In(1),
-                "address": Out(geometry.address_bits),
+                "step": In(walkers),
+                "address": Out(data.ArrayLayout(geometry.address_bits, walkers)),
             }
         )
 
@@ -88,8 +95,9 @@ class Pointer(wiring.Component):
             pieces.append(read.data)
         m.d.comb += stride.eq(Cat(pieces))
         m.d.sync += self.begins.eq(self.restart)
-        with m.If(self.restart):
-            m.d.sync += self.address.eq(0)
-        with m.Elif(self.begins | self.step):
-            m.d.sync += self.address.eq(self.address + stride)
+        for step, address in zip(self.step, self.address, strict=True):
+            with m.If(self.restart):
+                m.d.sync += address.eq(0)
+            with m.Elif(self.begins | step):
+                m.d.sync += address.eq(address + stride)
         return m

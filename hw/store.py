@@ -161,7 +161,7 @@ class ImageStore(wiring.Component):
         """Units into the ring, and words out of it."""
         g = self._geometry
         size = g.stream_bits // self._unit
-        lanes = self._unit // g.activation_bits if size > 1 else g.word_channels
+        masked = self._unit // (g.activation_bits * g.mask_channels) if size > 1 else g.mask_bits
         # A unit waits for the memory in `unit`, the one after it in `data`, or in what left that.
         here: Value = self.data
         if self._unit != len(self.data):
@@ -219,7 +219,7 @@ class ImageStore(wiring.Component):
         m.d.comb += [
             self.write.valid.eq(held & ~full),
             self.write.data.eq(unit.replicate(-(-g.word_bits // self._unit))),
-            self.write.mask.eq(Cat((number == size - 1 - n).replicate(lanes) for n in range(size))),
+            self.write.mask.eq(Cat((number == size - 1 - n).replicate(masked) for n in range(size))),
             self.read.valid.eq(self.loaded & self.o.ready & ~arrived & ~empty),
             self.o.valid.eq(arrived),
             self.o.payload.eq(self.read.data[: g.stream_bits]),

@@ -9,12 +9,13 @@ from amaranth.lib.wiring import In, Out
 from compiler.geometry import Geometry
 from hw.pump import lane_domain, sum_domain
 
-BLOCK_BITS = 2
-"""A block RAM written 16 bits at a time and read two at a time: two bits of eight sums."""
+PORT_BITS = 16
+"""Of a block RAM's writing port: some bits of each of the sums that are written at once. Its
+reading port gives those of one."""
 
 
 class SumMemory(wiring.Component):
-    """A tile's sums: written a pass at a time by the lanes, read one by one.
+    """A tile's sums: written a pass at a time by the lanes, or half of one, read one by one.
 
     Timing: written at the end of the cycle, of the lanes' clock, of `write`; `value` is that of the
     cycle before's `address`, in cycles of `sum_domain`. A word must not be read at the edge at
@@ -29,20 +30,22 @@ class SumMemory(wiring.Component):
 
     Members
     -------
-    write : In(1), pass_ : In, which one; sums : In, of that pass: [output lane * pixels + pixel]
+    write : In(1); pass_ : In, which one, and second : In(1), its second half (only with
+        `Geometry.split_sums`); sums : In, what comes then: [output lane * pixels + pixel]
     address : In, [output lane * pixels + pixel] of the tile, of the first that is read
     value : Out, signed, `Geometry.slot_abreast` of them
     """
 
     def __init__(self, geometry: Geometry, primitive: str = "inferred") -> None:
         self._geometry = g = geometry
-        values = g.pass_lanes * g.pixel_lanes
         self._blocks = primitive == "spram" and g.sums_in_blocks
+        half = {"second": In(1)} if g.split_sums else {}
         super().__init__(
             {
                 "write": In(1),
                 "pass_": In(range(max(g.pump, 2))),
-                "sums": In(data.ArrayLayout(signed(g.accumulator_bits), values)),
+                **half,
+                "sums": In(data.ArrayLayout(signed(g.accumulator_bits), g.sums_at_once)),
                 "address": In(range(max(g.output_lanes * g.pixel_lanes, 2))),
                 "value": Out(g.slot_abreast * g.accumulator_bits),
             }
@@ -51,7 +54,16 @@ class SumMemory(wiring.Component):
     @property
     def num_blocks(self) -> int:
         """Block RAMs that it takes."""
-        return -(-self._geometry.accumulator_bits // BLOCK_BITS) if self._blocks else 0
+        return -(-self._geometry.accumulator_bits // self._block_bits) if self._blocks else 0
+
+    @property
+    def _block_bits(self) -> int:
+        """Of each sum, in a block RAM."""
+        return PORT_BITS // self._geometry.sums_at_once
+
+    def _written(self) -> Value:
+        """Which of a tile's parts is."""
+        return Cat(self.second, self.pass_) if self._geometry.split_sums else self.pass_
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
@@ -64,12 +76,13 @@ class SumMemory(wiring.Component):
     def _elaborate_registers(self, m: Module) -> None:
         g = self._geometry
         held = []
-        for p in range(g.pump):
+        parts = g.pump * (g.pass_sums // g.sums_at_once)
+        for p in range(parts):
             word = [
                 Signal(signed(g.accumulator_bits), name=f"held{p}_{i}", reset_less=True)
                 for i in range(len(self.sums))
             ]
-            with m.If(self.write & (self.pass_ == p)):
+            with m.If(self.write & (self._written() == p)):
                 m.d[lane_domain(g)] += [h.eq(s) for h, s in zip(word, self.sums, strict=True)]
             held += word
         together = g.slot_abreast
@@ -81,19 +94,24 @@ class SumMemory(wiring.Component):
     def _elaborate_blocks(self, m: Module) -> None:
         g = self._geometry
         parts: list[Value] = []
-        lane, word = self.address[:3], self.address[3:]
-        for at in range(0, g.accumulator_bits, BLOCK_BITS):
-            read = Signal(16, name=f"read{at}")
-            of_block = [min(at + i, g.accumulator_bits - 1) for i in range(BLOCK_BITS)]
+        choices, width = g.sums_at_once, self._block_bits
+        choice_bits = (choices - 1).bit_length()
+        lane, word = self.address[:choice_bits], self.address[choice_bits:]
+        written = self._written()
+        for at in range(0, g.accumulator_bits, width):
+            read = Signal(PORT_BITS, name=f"read{at}")
+            of_block = [min(at + i, g.accumulator_bits - 1) for i in range(width)]
             bits = [total[bit] for bit in of_block for total in self.sums]
-            m.submodules[f"block{at // BLOCK_BITS}"] = Instance(
+            m.submodules[f"block{at // width}"] = Instance(
                 "SB_RAM40_4K",
                 p_WRITE_MODE=0,  # 256 words of 16 bits
-                p_READ_MODE=3,  # 2,048 of 2: of each byte the bit that the highest address bits say
+                # 2,048 of 2, or 1,024 of 4: of each 8 or 4 bits that which the highest address
+                # bits say
+                p_READ_MODE=choice_bits,
                 i_WCLK=ClockSignal(lane_domain(g)),
                 i_WCLKE=1,
                 i_WE=self.write,
-                i_WADDR=Cat(self.pass_, Const(0, 11 - len(self.pass_))),
+                i_WADDR=Cat(written, Const(0, 11 - len(written))),
                 i_MASK=Const(0, 16),
                 i_WDATA=Cat(*bits),
                 i_RCLK=ClockSignal(sum_domain(g)),
@@ -102,5 +120,6 @@ class SumMemory(wiring.Component):
                 i_RADDR=Cat(word, Const(0, 8 - len(word)), lane),
                 o_RDATA=read,
             )
-            parts += [read[3], read[11]]
+            # In the middle of those it is one of: where a narrow port has its bits.
+            parts += [read[i * choices + choices // 2 - 1] for i in range(width)]
         m.d.comb += self.value.eq(Cat(*parts)[: g.accumulator_bits])

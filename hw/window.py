@@ -142,7 +142,8 @@ class WindowBuffer(wiring.Component):
             self.pool_word.eq(words[0]),
             self.pool_last.eq(last),
             free.eq(~stepping | (self.valid & final)),
-            take.eq(available & free),
+            # With a step left idle behind a tile its next word comes a cycle later.
+            take.eq(available & (~stepping | (final & ~last) if g.split_sums else free)),
         ]
         if g.window_slices > 1:
             self._slice(m, take, final)

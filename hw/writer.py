@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from amaranth.hdl import Array, Cat, Const, Module, Mux, Signal
+from amaranth.hdl import Array, Cat, Const, Module, Mux, Signal, Value
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
@@ -15,8 +15,9 @@ class InputWriter(wiring.Component):
     """Writes each pixel as the right, middle and left column of three neighbouring words.
 
     Word n of a slice holds columns n-1, n, n+1 in lanes ``column * tap_lanes + channel``, so that
-    the first layer's window is three words high and one wide. What lies beyond a row's ends, and
-    lanes that no channel uses, hold the zero point. The map has two words of guard at either end;
+    the first layer's window is three words high and one wide (where a mask bit is for several lanes
+    a channel has as many, and is in the first). What lies beyond a row's ends, and lanes that no
+    channel uses, hold the zero point. The map has two words of guard at either end;
     see `compiler.schedule`. With ``plain_input`` word n holds column n alone, and one is guard.
 
     Two cycles a lane: a pixel takes 6 * slices cycles for each of its lanes, which the host's link
@@ -52,8 +53,8 @@ class InputWriter(wiring.Component):
         g, h = self._geometry, self.header
         columns = g.input_columns
         # The last column takes the lanes that are left over.
-        spare = g.word_channels - columns * g.tap_lanes
-        lane, last_lane = Signal(range(g.tap_lanes + spare)), g.tap_lanes + spare - 1
+        spare = g.mask_bits - columns * g.tap_channels
+        lane, last_lane = Signal(range(g.tap_channels + spare)), g.tap_channels + spare - 1
         column, row = Signal.like(h.width), Signal.like(h.height)
         slot = Signal(range(columns))
         real = Signal()  # the pixel exists: it is neither before the first nor behind the last
@@ -115,18 +116,28 @@ class InputWriter(wiring.Component):
         padding = ~real | (lane > h.channels)
         if columns > 1:
             padding |= ((slot == 0) & (column == 0)) | (last_slot & last_column)
-        width = slices * g.activation_bits
-        value = Cat(Mux(padding, h.zero, self.q), Const(0, width - arith.INPUT_BITS))
-        digits = [value.word_select(s, g.activation_bits) for s in reversed(range(slices))]
         masks = []
-        for lane_index in range(g.word_channels):
-            at = min(lane_index // g.tap_lanes, columns - 1)
-            chosen = (slot == columns - 1 - at) & (lane == lane_index - at * g.tap_lanes)
+        for lane_index in range(g.mask_bits):
+            at = min(lane_index // g.tap_channels, columns - 1)
+            chosen = (slot == columns - 1 - at) & (lane == lane_index - at * g.tap_channels)
             masks.append(chosen)
-        digit = Signal(g.activation_bits)  # known late, and its way to the memory is long
-        m.d.sync += digit.eq(Array(digits)[slice_])
+        value = Mux(padding, h.zero, self.q)
+        written = [self._digit(m, value, slice_, "digit")]
+        if g.mask_channels > 1:
+            written += [self._digit(m, h.zero, slice_, "empty")] * (g.mask_channels - 1)
         m.d.comb += [
-            self.memory.data.eq(digit.replicate(g.word_channels)),
+            self.memory.data.eq(Cat(written).replicate(g.mask_bits)),
             self.memory.mask.eq(Cat(*masks)),
         ]
         return m
+
+    def _digit(self, m: Module, value: Value, slice_: Signal, name: str) -> Signal:
+        """The slice of a value that is written; it is known late, and its way to the memory is
+        long."""
+        g = self._geometry
+        width = g.input_slices * g.activation_bits
+        wide = Cat(value, Const(0, width - arith.INPUT_BITS))
+        digits = [wide.word_select(s, g.activation_bits) for s in reversed(range(g.input_slices))]
+        digit = Signal(g.activation_bits, name=name)
+        m.d.sync += digit.eq(Array(digits)[slice_])
+        return digit

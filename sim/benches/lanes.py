@@ -30,6 +30,10 @@ POINTS = {
     "blocks": (Geometry(), "spram"),
     "even": (Geometry(input_lanes=8, stream_bits=32), "spram"),
     "slow": (Geometry(input_lanes=8, pumped_sums=False, stream_bits=32), "spram"),
+    "split": (
+        Geometry(activation_bits=2, input_lanes=4, word_channels=32, split_sums=True, stream_bits=32),
+        "spram",
+    ),
 }
 """Output lanes are all alike, so few of them do: each costs a second of compilation."""
 
@@ -124,10 +128,12 @@ async def _run(dut, name: str, geometry: Geometry, tiles: int, gap: float) -> in
     due: dict[int, tuple[int, list[int]]] = {}
     weights, expected = None, None
     cycle = held = clear = 0
+    idle = False  # behind a tile, where its sums are split
     while steps or due or expected is not None:
         known = int(rng.integers(1 << 30)) if weights is None else weights
         weights = None
         busy = bool(steps) and rng.random() >= gap and not (steps[0][2] and cycle < clear)
+        busy, idle = busy and not idle, False
         ports.valid.value = int(busy)
         ports.last.value, ports.slice_end.value = int(rng.integers(2)), int(rng.integers(2))
         if busy:
@@ -140,6 +146,7 @@ async def _run(dut, name: str, geometry: Geometry, tiles: int, gap: float) -> in
                     for n, i in enumerate(range(0, values, together))
                 }
                 clear = cycle + max(-(-values // g.slot_values), g.tiles_apart)
+                idle = g.split_sums
         for number in range(g.pump):
             reads = number < ticks
             if reads:

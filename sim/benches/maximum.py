@@ -133,7 +133,7 @@ async def _run(dut, name: str, g: Geometry, rounds: int) -> int:
             if ports.memory__valid.value == 1:
                 at = first + len(written)
                 assert int(ports.memory__address.value) == at, f"{name}: address of word {at}"
-                assert split(int(ports.memory__mask.value), 1, g.word_channels).all()
+                assert split(int(ports.memory__mask.value), 1, g.mask_bits).all()
                 written.append((int(ports.memory__data.value), ports.group_done.value == 1))
         ports.valid.value = 0
         await edge

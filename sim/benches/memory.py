@@ -26,6 +26,7 @@ POINTS = {
     "inferred": (replace(Geometry(), memory_depth=64), "inferred"),
     "spram": (Geometry(), "spram"),
     "odd": (WIDE, "inferred"),
+    "twos": (replace(Geometry(), activation_bits=2, word_channels=32), "spram"),
     "two_ports": (
         replace(Geometry(), memory_depth=64, two_ports=True),
         "inferred",
@@ -108,7 +109,7 @@ class _Model:
     def write(self, address: int, data: int, mask: int) -> None:
         g = self.g
         lanes = split(data, g.activation_bits, g.word_channels)
-        chosen = split(mask, 1, g.word_channels) == 1
+        chosen = np.repeat(split(mask, 1, g.mask_bits) == 1, g.mask_channels)
         old = self.rows.get(address, np.zeros_like(lanes))
         self.rows[address] = np.where(chosen, lanes, old)
 
@@ -132,7 +133,7 @@ async def _run(dut, name: str, geometry: Geometry, cycles: int) -> int:
     edge, model = RisingEdge(dut.clk), _Model(geometry)
     rng = np.random.default_rng([cocotb.RANDOM_SEED, len(name)])
     ports = {client: Ports(dut, f"{name}__{client}") for client in CLIENTS}
-    every = (1 << geometry.word_channels) - 1
+    every = (1 << geometry.mask_bits) - 1
 
     def number(bits: int) -> int:
         return int.from_bytes(rng.bytes(-(-bits // 8)), "little") & (1 << bits) - 1
@@ -141,7 +142,7 @@ async def _run(dut, name: str, geometry: Geometry, cycles: int) -> int:
         request = {"address": int(rng.choice(model.addresses)) if address is None else address}
         if CLIENTS[client] == "write":
             request["data"] = number(geometry.word_bits)
-            request["mask"] = number(geometry.word_channels) if address is None else every
+            request["mask"] = number(geometry.mask_bits) if address is None else every
         for key, value in request.items():
             getattr(ports[client], key).value = value
         ports[client].valid.value = 1

@@ -281,7 +281,7 @@ class _Bench:
     def write(self, address, data, mask: int) -> None:
         g = self.g
         lanes = split(int(data.value), g.activation_bits, g.word_channels)
-        chosen = split(mask, 1, g.word_channels) == 1
+        chosen = np.repeat(split(mask, 1, g.mask_bits) == 1, g.mask_channels)
         old = self.memory.get(int(address.value), np.zeros_like(lanes))
         self.memory[int(address.value)] = np.where(chosen, lanes, old)
 

@@ -17,7 +17,11 @@ from sim import bench
 from sim.benches.networks import random_program
 from sim.benches.points import EIGHT, SMALL, WIDE, Points, Ports, fields, split
 
-POINTS = {"plain": Geometry(memory_depth=1024), "eight": EIGHT}
+POINTS = {
+    "plain": Geometry(memory_depth=1024),
+    "eight": EIGHT,
+    "twos": Geometry(activation_bits=2, word_channels=32, memory_depth=1024),
+}
 
 GRID = (
     POINTS
@@ -58,7 +62,7 @@ def window_words(plan: Schedule, q: np.ndarray) -> dict[int, np.ndarray]:
                 lanes = np.full(g.word_channels, zero, np.int64)
                 for column in range(columns):
                     at = column * g.tap_lanes
-                    lanes[at : at + c] = digits[:, y, x + column]
+                    lanes[at : at + c * g.mask_channels : g.mask_channels] = digits[:, y, x + column]
                 words[first + y * w + x] = lanes
     return words
 
@@ -93,7 +97,8 @@ async def _write(dut, name: str, plan: Schedule, rng: random.Random) -> int:
             address = int(ports.memory__address.value)
             assert region.first <= address < region.first + region.words, address
             data = split(int(ports.memory__data.value), g.activation_bits, g.word_channels)
-            mask = split(int(ports.memory__mask.value), 1, g.word_channels) == 1
+            mask = split(int(ports.memory__mask.value), 1, g.mask_bits) == 1
+            mask = np.repeat(mask, g.mask_channels)
             old = memory.get(address, np.full(g.word_channels, -1))
             memory[address] = np.where(mask, data, old)
     assert not queue, f"{name}: {len(queue)} bytes of the image were not taken"
@@ -109,7 +114,7 @@ async def _write(dut, name: str, plan: Schedule, rng: random.Random) -> int:
 async def _run(dut, name: str, geometry: Geometry, rounds: int) -> int:
     rng, held = random.Random(f"{cocotb.RANDOM_SEED}/{name}"), 0
     for i, shape in enumerate(SHAPES * rounds):
-        if shape[0] > geometry.tap_lanes:
+        if shape[0] > geometry.tap_channels:
             continue
         program = random_program(
             i,

@@ -53,7 +53,7 @@ def small(bits: int, lanes: tuple[int, int, int], word_channels: int, **more: in
 PAIRED = {"two_ports": True, "planes_apart": True, "paired_groups": True}
 
 GEOMETRIES = {
-    2: small(2, (8, 4, 2), 16, stream_bits=16),
+    2: small(2, (8, 16, 1), 32, split_sums=True, stream_bits=64),
     3: small(3, (4, 8, 1), 16, pump=1, residual_bits=16, stream_bits=16),
     4: small(4, (16, 8, 1), 16, stream_bits=64),
     5: small(5, (8, 8, 4), 8, pump=1, stream_bits=32, **PAIRED),
@@ -63,13 +63,14 @@ GEOMETRIES = {
 }
 """By width: one, two and four pixels at once, one to four steps a memory word, memory of one port
 and of two, planes that lie apart, two groups on a window, lanes as fast as the engine, with
-residual streams of 16 bits and 8, and twice as fast."""
+residual streams of 16 bits and 8, and twice as fast; masks of memory words a bit for two channels,
+and sums that are taken in halves."""
 
 
 def drawn(number: int, geometry: Geometry) -> Program:
     """A program of the geometry's width; by its number it is trained and lowered, or drawn."""
     rng = np.random.default_rng([number, 7])
-    most = min(geometry.tap_lanes, geometry.output_lanes, 4)
+    most = min(geometry.tap_channels, geometry.output_lanes, 4)
     shape = (int(rng.integers(1, most + 1)), *(int(n) for n in rng.integers(5, 12, 2)))
     padding = str(rng.choice(networks.PADDINGS))
     skip, bits = bool(rng.random() < 0.8), geometry.activation_bits
