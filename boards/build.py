@@ -282,7 +282,8 @@ def estimate(geometry: Geometry, board: Board) -> Cells:
         bram += -(-g.early_bits // wide) - g.early_bits // wide  # a block in both parts is a copy
         bram += blocks(g.param_bits, params)
     if board.memory == "spram":  # elsewhere strides stand in registers: see `hw.pointer`
-        bram += (3 if g.residuals else 1) * blocks(g.address_bits, len(g.stride_rows))
+        tables = (2 if g.split_sums else 3) if g.residuals else 1
+        bram += tables * blocks(g.address_bits, len(g.stride_rows))
     if board.memory == "inferred":
         ecp5 = -(-g.word_bits // 4) * -(-g.memory_depth // 4096)  # a mask a nibble
         bram += blocks(g.word_bits, g.memory_depth) if board.family == "ice40" else ecp5

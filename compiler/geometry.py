@@ -71,6 +71,9 @@ MASKED_BITS = 4
 PUMPED_BITS = 4
 """Up to so many bits of an activation sums are taken at the lanes' clock."""
 
+MOST_WEIGHT_BITS = 128
+"""Of a pass, that leave an UP5K enough block RAMs (eight take them) for sums that are not split."""
+
 BLOCK_SUMS = 8
 """Of a pass, that block RAMs of the UP5K choose from: LUTs need over half a cycle for it."""
 
@@ -565,6 +568,8 @@ class Geometry:
         told = {"planes_apart", "paired_groups"}  # by the record's layout
         if self.paired_groups and not self.planes_apart:
             told = {"paired_groups"}
+        if not self.split_sums:  # an engine without it is what it was before there was such a thing
+            told = told | {"split_sums"}
         names = [f.name for f in fields(self) if f.name not in told]
         text = ",".join(f"{name}={getattr(self, name)}" for name in names)
         text += repr((self.header_fields, self.param_fields, self.record_layouts))
@@ -745,13 +750,19 @@ def geometry_for(
     are taken one a cycle, for twice as fast each bit costs twice the registers; so are those from
     which no block RAM chooses.
 
+    More input lanes than the default's words have channels make the words wider, if narrow
+    activations leave them room. Where block RAMs are written in halves and weights take most of
+    them, sums are split, and as wide as such activations need.
+
     Raises
     ------
     UsageError
         No engine has such lanes.
     """
-    nibbles = -(-activation_bits // 4)
-    across = min(default.word_channels, WORD_BITS // (4 * nibbles))
+    nibbles = -(-activation_bits // MASKED_BITS)
+    across = min(default.word_channels, WORD_BITS // (MASKED_BITS * nibbles))
+    if lanes and default.pump > 1 and across < lanes[0] <= WORD_BITS // activation_bits:
+        across = lanes[0]
     inputs, outputs, pixels = lanes or (
         min(default.input_lanes, across),
         min(default.output_lanes, across),
@@ -768,12 +779,20 @@ def geometry_for(
             activation_bits=activation_bits,
             pumped_sums=default.pumped_sums and activation_bits <= PUMPED_BITS,
             word_channels=across,
+            window_depth=default.window_depth
+            * default.word_channels
+            // max(across, default.word_channels),
             paired_groups=default.paired_groups and outputs == across,
             stream_bits=next(fitting, 8),
             max_left_shift=max(0, default.max_left_shift - max(0, activation_bits - WIDE_BITS)),
         )
         if chosen.pump > 1 and not chosen.sums_in_blocks:
             chosen = replace(chosen, pumped_sums=False)
+        if chosen.sums_in_blocks and chosen.pass_weight_bits > MOST_WEIGHT_BITS:
+            narrower = default.activation_bits - activation_bits
+            chosen = replace(
+                chosen, split_sums=True, accumulator_bits=default.accumulator_bits - narrower
+            )
     except ValueError as error:
         shown = lanes_name(lanes) if lanes else "the board's"
         raise UsageError(

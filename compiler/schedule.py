@@ -1246,6 +1246,8 @@ class _Builder:
         if f.first:  # channels lie apart, and columns become lanes
             c_out, c_in, rows, columns = signs.shape
             taps = np.ones((c_out, g.input_columns, g.tap_lanes, rows, columns), np.int8)
+            if g.mask_channels > 1:  # the lanes between hold the zero point: in pairs it cancels
+                taps[:, :, 1 :: g.mask_channels] = -1
             taps[:, 0, : c_in * g.mask_channels : g.mask_channels] = signs
             if not g.plain_input:
                 taps = np.moveaxis(taps[:, 0], -1, 1)[..., None]

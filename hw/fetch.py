@@ -69,7 +69,7 @@ class WindowFetch(wiring.Component):
     def elaborate(self, platform: object) -> Module:
         m = Module()
         g, r = self._geometry, self.record
-        m.submodules.pointer = pointer = Pointer(g, "fetch", primitive=self._primitive)
+        m.submodules.pointer = pointer = Pointer(g, "fetch", self._primitive)
         outside, came_outside, ends_group = Signal(), Signal(), Signal()  # of the word at the port
         advance = Signal()
         m.d.comb += [
@@ -77,7 +77,7 @@ class WindowFetch(wiring.Component):
             pointer.restart.eq(self.layer_start),
             pointer.step.eq(self.coming),
             pointer.look.eq(advance),
-            self.memory.address.eq(pointer.address[0]),
+            self.memory.address.eq(pointer.address),
             # Padding is not read, but whether it is padding is known later than the port's address.
             self.memory.valid.eq(self.busy & self.room),
             self.coming.eq(self.busy & self.room & (outside | self.memory.ready)),

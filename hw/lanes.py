@@ -104,7 +104,6 @@ class Lanes(wiring.Component):
             else:
                 with m.If(valid[-1]):
                     fast += [finished.eq(last[-1]), raised.eq(ends[-1])]
-        afters: dict[tuple[int, int], Signal] = {}  # by output lane and pixel
         for p in range(g.pixel_lanes):
             sums, differences = self._pairs(m, p)
             for o in range(g.pass_lanes):
@@ -144,13 +143,12 @@ class Lanes(wiring.Component):
                             after.eq(accumulator + total),
                             accumulator.eq(Mux(finished, 0, going_on)),
                         ]
-                afters[o, p] = after
-        ordered = [afters[lane] for lane in sorted(afters)]
-        for i, given in enumerate(memory.sums):
-            m.d.comb += given.eq(ordered[i])
-            if g.split_sums:
-                with m.If(memory.second):
-                    m.d.comb += given.eq(ordered[i + g.sums_at_once])
+                half, at = divmod(o * g.pixel_lanes + p, g.sums_at_once)
+                if half == 0:
+                    m.d.comb += memory.sums[at].eq(after)
+                else:
+                    with m.If(memory.second):
+                        m.d.comb += memory.sums[at].eq(after)
         return m
 
     def _pairs(self, m: Module, p: int) -> tuple[list[Signal], list[Signal]]:

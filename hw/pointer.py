@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from amaranth.hdl import Cat, Module, Mux, Shape, Signal
-from amaranth.lib import data, memory, wiring
+from amaranth.lib import memory, wiring
 from amaranth.lib.wiring import In, Out
 
 from compiler.geometry import STRIDES, Geometry
@@ -11,7 +11,7 @@ from hw.layout import stride_put
 
 
 class Pointer(wiring.Component):
-    """An address, and a table of what may be added to it: a column of `STRIDES`.
+    """One address, and a table of what may be added to it: a column of `STRIDES`.
 
     In block RAM the table costs no register, and its output chooses, so the way to the next address
     is one adder. In turn a stride has to be looked up a cycle before it is wanted.
@@ -20,19 +20,19 @@ class Pointer(wiring.Component):
     becomes the address; it stands there from the next cycle on. `look` in one cycle, and `step` in
     the next or any later one. Both may come every cycle, and `look` with `begins`.
 
-    Several addresses may walk by one table, each at its own pace, which begin together. Then the
-    one that steps must be the one for which the cycle before has looked.
+    Where block RAMs are short one pointer may lend its table to another, which begins with it: the
+    lender looks for both, for whichever steps in the next cycle.
 
     Parameters
     ----------
     geometry : Geometry
     walk : str
         Which of `STRIDES`.
-    walkers : int
-        How many addresses there are.
     primitive : str
         See `hw.memory.ActivationMemory`. With "spram" the table is a block RAM; elsewhere, where
         they are scarcer than registers, it is those.
+    lends, borrows : bool
+        It lends its table; it has none of its own.
 
     Members
     -------
@@ -40,12 +40,19 @@ class Pointer(wiring.Component):
     restart : In(1), strobe, a layer begins: the table is there
     begins : Out(1), strobe, a cycle later
     row : In, look : In(1), the stride that comes next
-    step : In(walkers), add it
-    address : Out, each walker's
+    step : In(1), add it
+    stride : Out, what the table says; In, of one that borrows, in the place of the table's members
+    address : Out
     """
 
     def __init__(
-        self, geometry: Geometry, walk: str, walkers: int = 1, primitive: str = "inferred"
+        self,
+        geometry: Geometry,
+        walk: str,
+        primitive: str = "inferred",
+        *,
+        lends: bool = False,
+        borrows: bool = False,
     ) -> None:
         self._geometry = geometry
         self._style = "block" if primitive == "spram" else "registers"
@@ -53,20 +60,34 @@ class Pointer(wiring.Component):
         put = stride_put(geometry)
         row = put["row"].shape
         self._rows = 1 << Shape.cast(row).width
+        self._lends, self._borrows = lends, borrows
+        table = {"strides": In(put), "row": In(row), "look": In(1)}
         super().__init__(
             {
-                "strides": In(put),
+                **({} if borrows else table),
+                **({"stride": In(geometry.address_bits)} if borrows else {}),
+                **({"stride": Out(geometry.address_bits)} if lends else {}),
                 "restart": In(1),
                 "begins": Out(1),
-                "row": In(row),
-                "look": In(1),
-                "step": In(walkers),
-                "address": Out(data.ArrayLayout(geometry.address_bits, walkers)),
+                "step": In(1),
+                "address": Out(geometry.address_bits),
             }
         )
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
+        stride = self.stride if self._borrows else self._table(m)
+        if self._lends:
+            m.d.comb += self.stride.eq(stride)
+        m.d.sync += self.begins.eq(self.restart)
+        with m.If(self.restart):
+            m.d.sync += self.address.eq(0)
+        with m.Elif(self.begins | self.step):
+            m.d.sync += self.address.eq(self.address + stride)
+        return m
+
+    def _table(self, m: Module) -> Signal:
+        """The table; returns what it says."""
         g = self._geometry
         row, stride = Signal.like(self.row), Signal(g.address_bits)
         m.d.comb += row.eq(Mux(self.restart, 0, self.row))
@@ -94,10 +115,4 @@ class Pointer(wiring.Component):
             ]
             pieces.append(read.data)
         m.d.comb += stride.eq(Cat(pieces))
-        m.d.sync += self.begins.eq(self.restart)
-        for step, address in zip(self.step, self.address, strict=True):
-            with m.If(self.restart):
-                m.d.sync += address.eq(0)
-            with m.Elif(self.begins | step):
-                m.d.sync += address.eq(address + stride)
-        return m
+        return stride

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 from amaranth.hdl import Array, Cat, Const, Module, Mux, Signal, Value, signed
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
@@ -53,19 +51,6 @@ def value_layout(geometry: Geometry) -> data.StructLayout:
 def pooled_bits(geometry: Geometry) -> int:
     """Width of a pooling window's sum times 36/count."""
     return geometry.residual_bits + (arith.POOL_UNIT - 1).bit_length()
-
-
-class _Walk(NamedTuple):
-    """One that steps through words of residuals.
-
-    The stride behind a word is looked up in the cycle of ``place``, its last or first value's, when
-    ``coming`` is high, and added in the next, when ``step`` is.
-    """
-
-    place: data.View
-    coming: Value
-    step: Value
-    address: Signal
 
 
 TILE = data.StructLayout({"first_column": 1, "row_end": 1, "first_row": 1, "last_row": 1})
@@ -220,7 +205,6 @@ class Requantiser(wiring.Component):
         g, r = self._geometry, self.record
         self._reading: Value = Const(0, 1)  # in the next cycle
         self._writing: list[Value] = []
-        self._walks: list[_Walk] = []
         self._divides = r.divide if g.addend_division else Const(0, 1)
         # A value fills its slot; there is no such slot where a slot is one value.
         self._single = (r.pool if g.residuals else Const(0, 1)) | self._divides
@@ -241,7 +225,6 @@ class Requantiser(wiring.Component):
         turned, kept = self._turn(m, x, large, gain, added)
         if g.residuals:
             self._write_residuals(m, kept, at_x)
-            self._point(m)
         q = self._divide(m, turned, gain, middle)
         written = self._write_activations(m, q, at_x)
         scored = self._sequence_done & self._tile_last & ~self.input_mode
@@ -521,15 +504,20 @@ class Requantiser(wiring.Component):
             m.d.sync += group.eq(group + 1)
         reading = Signal()
         m.d.sync += reading.eq(group < r.residual_groups)
+        m.submodules.read_pointer = pointer = self._pointer(m, first, lends=g.split_sums)
+        self._reader = pointer
         event, loading, loads_zero = Signal(), Signal(), Signal()
         takes = Const(1, 1)  # what is read is added now: a value that is divided comes here twice
         wanted = first.valid
         if g.addend_division:
             takes = ~added.divide ^ (r.divide & r.divide_sum)
             wanted = Mux(r.divide & r.divide_sum, first.divide, first.valid)
+        m.d.comb += [
+            pointer.step.eq(event),
+            self.residual_read.address.eq(pointer.address),
+        ]
         coming = wanted & first.word_first & r.residual
         self._reading = coming & reading
-        self._walks.append(_Walk(first, coming, event, self.residual_read.address))
         m.d.sync += [event.eq(coming), self.residual_read.valid.eq(coming & reading)]
         m.d.sync += [loading.eq(event), loads_zero.eq(~reading | self.input_mode)]
         stream = Signal(g.residual_lanes * width)
@@ -709,6 +697,7 @@ class Requantiser(wiring.Component):
             later = Signal(len(slot), name=f"kept_held{i}", reset_less=True)
             m.d.sync += later.eq(slot)
             slot, at = later, self._delay(m, at, 1, f"written{i}")
+        m.submodules.write_pointer = pointer = self._pointer(m, at, borrows=g.split_sums)
         with m.If(at.valid):
             m.d.sync += packed.eq(
                 Cat(packed, slot[: g.slot_values * width])[g.slot_values * width :]
@@ -717,37 +706,41 @@ class Requantiser(wiring.Component):
                 with m.If(self._single):
                     m.d.sync += packed.eq(Cat(packed, slot[-width:])[width:])
         filled = at.valid & at.word_end & r.residual & ~self.input_mode
+        if g.split_sums:  # a word is never read and written in the same cycle
+            m.d.comb += pointer.stride.eq(self._reader.stride)
+            with m.If(filled):
+                m.d.comb += self._reader.row.eq(self._behind(at))
         m.d.sync += full.eq(filled)
         self._writing.append(filled)
         m.d.comb += [
             port.valid.eq(full),
+            port.address.eq(pointer.address),
             port.data.eq(packed),
             port.mask.eq(-1),
+            pointer.step.eq(full),
         ]
-        self._walks.append(_Walk(at, filled, full, port.address))
 
-    def _point(self, m: Module) -> None:
-        """Addresses of memory words of residuals, in the order in which tiles take them.
+    def _pointer(self, m: Module, place: data.View, **sharing: bool) -> Pointer:
+        """Address of memory words of residuals, in the order in which tiles take them.
 
-        Where reading and writing share a port they never fall in one cycle (`Geometry.accesses`),
-        so they share a table of strides too.
+        The stride behind a word is looked up in the cycle of ``place``, its value's.
         """
-        g = self._geometry
-        together = [[walk] for walk in self._walks] if g.two_ports else [self._walks]
-        for i, walks in enumerate(together):
-            pointer = Pointer(g, "residual", len(walks), self._primitive)
-            m.submodules[f"pointer{i}"] = pointer
-            m.d.comb += [
-                pointer.strides.eq(self.strides),
-                pointer.restart.eq(self.layer_start),
-                pointer.look.eq(1),
-                pointer.step.eq(Cat(walk.step for walk in walks)),
-            ]
-            for n, walk in enumerate(walks):
-                m.d.comb += walk.address.eq(pointer.address[n])
-                behind = Cat(~walk.place.word_last | walk.place.tile_last, walk.place.word_last)
-                with m.If(walk.coming if n else 1):
-                    m.d.comb += pointer.row.eq(behind)
+        pointer = Pointer(self._geometry, "residual", self._primitive, **sharing)
+        if sharing.get("borrows"):
+            m.d.comb += pointer.restart.eq(self.layer_start)
+            return pointer
+        m.d.comb += [
+            pointer.strides.eq(self.strides),
+            pointer.restart.eq(self.layer_start),
+            pointer.row.eq(self._behind(place)),
+            pointer.look.eq(1),
+        ]
+        return pointer
+
+    @staticmethod
+    def _behind(place: data.View) -> Value:
+        """Row of `STRIDES` of what follows a memory word of residuals."""
+        return Cat(~place.word_last | place.tile_last, place.word_last)
 
     def _write_activations(self, m: Module, q: list[Value], at_x: data.View) -> Value:
         """Collects a word of activations for each pixel; with the last output lanes they are

@@ -219,7 +219,9 @@ class ImageStore(wiring.Component):
         m.d.comb += [
             self.write.valid.eq(held & ~full),
             self.write.data.eq(unit.replicate(-(-g.word_bits // self._unit))),
-            self.write.mask.eq(Cat((number == size - 1 - n).replicate(masked) for n in range(size))),
+            self.write.mask.eq(
+                Cat((number == size - 1 - n).replicate(masked) for n in range(size))
+            ),
             self.read.valid.eq(self.loaded & self.o.ready & ~arrived & ~empty),
             self.o.valid.eq(arrived),
             self.o.payload.eq(self.read.data[: g.stream_bits]),

@@ -15,7 +15,7 @@ import torch
 
 from boards import build as boards_build
 from boards import records
-from boards.build import fit, grown, plan
+from boards.build import estimate, fit, grown, plan
 from compiler import checkpoint, graph, sizing
 from compiler.__main__ import main
 from compiler.accuracy import program_of
@@ -268,6 +268,17 @@ def test_default_lanes_for_each_width_of_activations(board, lanes):
     """No more channels than a word has, and no more pixels than it has residuals of."""
     usual = records.find(board).geometry
     assert [lanes_name(geometry_for(usual, bits)) for bits in range(2, 9)] == lanes
+
+
+def test_more_input_lanes_make_wider_words_of_narrow_activations():
+    """Two channels a nibble; then weights take half of the block RAMs, and sums as few as can be."""
+    wide = geometry_for(BOARD.geometry, 2, (32, 16, 1))
+    assert (wide.word_channels, wide.word_bits, wide.mask_bits) == (32, 64, 16)
+    assert (wide.split_sums, wide.accumulator_bits, wide.residual_lanes) == (True, 16, 8)
+    assert estimate(wide, BOARD).bram == BOARD.budget.bram
+    for bits, lanes in ((4, (32, 16, 1)), (2, (64, 8, 1))):
+        with pytest.raises(UsageError, match="must make an engine"):
+            geometry_for(BOARD.geometry, bits, lanes)
 
 
 def test_an_engine_that_divides_addends_takes_one_pixel():

@@ -93,14 +93,14 @@ class Memory:
         blocks = [f"spram{i}" for i in range(len(names)) if f"spram{i}" in names]
         # The signal of a block's output has its name too; it has no contents.
         blocks = [block for block in blocks if hasattr(getattr(memory, block), "mem")]
-        b = geometry.activation_bits
+        b = geometry.activation_bits * geometry.mask_channels
         if blocks:
             self._arrays = [getattr(memory, block).mem for block in blocks]
             self._bits, lane = SPRAM_BITS, -(-b // 4) * 4
         else:
             self._arrays = [memory.memory]
             self._bits, lane = geometry.word_bits, b
-        self._used = [i * lane + j for i in range(geometry.word_channels) for j in range(b)]
+        self._used = [i * lane + j for i in range(geometry.mask_bits) for j in range(b)]
 
     def read(self, first: int, words: int) -> np.ndarray:
         """Words as (words, bits) uint8, the least significant bit first."""

@@ -20,8 +20,6 @@ POINTS = {
         Geometry(input_lanes=8, output_lanes=4, pixel_lanes=4, pump=1, stream_bits=32),
         "inferred",
     ),
-    "small": (Geometry(input_lanes=4, output_lanes=8, pump=1, stream_bits=32), "inferred"),
-    "shallow": (Geometry(input_lanes=2, pump=1, stream_bits=32), "inferred"),
     "pumped": (Geometry(activation_bits=3, output_lanes=4, stream_bits=32), "inferred"),
     "pair": (
         Geometry(input_lanes=8, output_lanes=4, pixel_lanes=2, stream_bits=16),
@@ -31,13 +29,22 @@ POINTS = {
     "even": (Geometry(input_lanes=8, stream_bits=32), "spram"),
     "slow": (Geometry(input_lanes=8, pumped_sums=False, stream_bits=32), "spram"),
     "split": (
-        Geometry(activation_bits=2, input_lanes=4, word_channels=32, split_sums=True, stream_bits=32),
+        Geometry(
+            activation_bits=2,
+            input_lanes=32,
+            word_channels=32,
+            accumulator_bits=16,
+            split_sums=True,
+        ),
         "spram",
     ),
 }
 """Output lanes are all alike, so few of them do: each costs a second of compilation."""
 
 GRID = {
+    "small": (Geometry(input_lanes=4, output_lanes=8, pump=1, stream_bits=32), "inferred"),
+    "shallow": (Geometry(input_lanes=2, pump=1, stream_bits=32), "inferred"),
+} | {
     f"b{b}_{i}_{o}_{p}_{pump}": (
         Geometry(
             activation_bits=b,

@@ -40,15 +40,15 @@ from sim.benches.window import pool_addresses
 
 POINTS = {
     "plain": Geometry(memory_depth=4096),
-    "pair": PAIR,
-    "slow": Geometry(memory_depth=4096, pumped_sums=False),
     "pumped_pair": replace(PAIR, pump=2, residual_bits=8, stream_bits=16),
     "eight": EIGHT,
-    "two_ports": TWO_PORTS,
     "paired": PAIRED,
 }
 
 GRID = POINTS | {
+    "pair": PAIR,
+    "slow": Geometry(memory_depth=4096, pumped_sums=False),
+    "two_ports": TWO_PORTS,
     "small": replace(SMALL, weight_depth=256),
     "wide": WIDE,
     "two": replace(

@@ -30,14 +30,10 @@ B8 = replace(SMALL, activation_bits=8, input_lanes=8, output_lanes=8, pump=1, wo
 
 POINTS = {
     "usual": (SMALL, 2),
-    "b2": (B2, 2),
     "b8": (B8, 2),
     "two_ports": (replace(SMALL, two_ports=True), 4),
     "half_words": (replace(SMALL, stream_bits=32), 2),
-    "short_words": (replace(SMALL, stream_bits=16), 2),
-    "quad": (SMALL, 4),
     "quad_b2": (B2, 4),
-    "quad_b8": (B8, 4),
     "quad_short_words": (replace(SMALL, stream_bits=16), 4),
 }
 """Lanes of each width that fills bytes; stream words as wide as the memory's, and short ones. And
@@ -45,16 +41,25 @@ how many lines of the flash."""
 
 WHOLE_POINTS = {
     "b3": (B3, 2),
-    "quad_b3": (B3, 4),
     "rom_b3": (B3, 8),
     "sdram": (replace(SMALL, two_ports=True), 16),
 }
 """Words that are written whole, also because an SDRAM or a block RAM sends so many bits at once."""
 
 GRID_POINTS = {
-    "quad_b5": (replace(B8, activation_bits=5, stream_bits=16), 4),
-    "sdram_b8": (B8, 16),
+    "units": {
+        "b2": (B2, 2),
+        "short_words": (replace(SMALL, stream_bits=16), 2),
+        "quad": (SMALL, 4),
+        "quad_b8": (B8, 4),
+    },
+    "whole": {
+        "quad_b3": (B3, 4),
+        "quad_b5": (replace(B8, activation_bits=5, stream_bits=16), 4),
+        "sdram_b8": (B8, 16),
+    },
 }
+"""More of both for the nights."""
 
 QUIET_CYCLES = 200
 """How long a refusal is watched: more than serving takes to begin."""
@@ -118,8 +123,8 @@ class StoreInMemory(wiring.Component):
 def design(grid: bool = False):
     """Points run one after another, and so in more than one model: all of one are simulated."""
     found: dict[str, tuple[Points, dict[str, Any], dict[str, Any]]] = {}
-    whole = WHOLE_POINTS | (GRID_POINTS if grid else {})
-    for case, chosen in {"units": POINTS, "whole": whole}.items():
+    for case, usual in {"units": POINTS, "whole": WHOLE_POINTS}.items():
+        chosen = usual | (GRID_POINTS[case] if grid else {})
         blocks = Points({name: StoreInMemory(*point) for name, point in chosen.items()})
         points = {name: (asdict(geometry), lines) for name, (geometry, lines) in chosen.items()}
         found[case] = (blocks, {}, {"points": points, "flips": 200 if grid else 8})

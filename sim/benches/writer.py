@@ -20,7 +20,7 @@ from sim.benches.points import EIGHT, SMALL, WIDE, Points, Ports, fields, split
 POINTS = {
     "plain": Geometry(memory_depth=1024),
     "eight": EIGHT,
-    "twos": Geometry(activation_bits=2, word_channels=32, memory_depth=1024),
+    "twos": Geometry(activation_bits=2, word_channels=32, memory_depth=1024, bias_bits=16),
 }
 
 GRID = (
@@ -62,7 +62,9 @@ def window_words(plan: Schedule, q: np.ndarray) -> dict[int, np.ndarray]:
                 lanes = np.full(g.word_channels, zero, np.int64)
                 for column in range(columns):
                     at = column * g.tap_lanes
-                    lanes[at : at + c * g.mask_channels : g.mask_channels] = digits[:, y, x + column]
+                    lanes[at : at + c * g.mask_channels : g.mask_channels] = digits[
+                        :, y, x + column
+                    ]
                 words[first + y * w + x] = lanes
     return words
 

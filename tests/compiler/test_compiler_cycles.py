@@ -8,7 +8,7 @@ from itertools import pairwise
 import pytest
 
 from compiler import cycles
-from compiler.geometry import Geometry
+from compiler.geometry import Geometry, geometry_for
 from compiler.schedule import schedule
 from tests.support.networks import random_program
 
@@ -44,6 +44,15 @@ def test_maps_lie_close_together() -> None:
     program = random_program(0, 8, depth=20, width=2, shape=(3, 32, 32), classes=10)
     laid_out = schedule(program, Geometry())
     assert laid_out.geometry.memory_depth - laid_out.room == 2 * 1028 + 4096 + 2048
+
+
+def test_two_bits_on_twice_the_lanes() -> None:
+    """WRN 20-2 keeps 512 lanes busy, though each tile leaves a step idle for its sums."""
+    geometry = geometry_for(Geometry(), 2, (32, 16, 1))
+    program = random_program(0, 8, depth=20, width=2, shape=(3, 32, 32), classes=10, bits=2)
+    laid_out = schedule(program, replace(geometry, bias_bits=16, divisor_bits=24, offset_bits=34))
+    assert geometry.lanes == 512 and geometry.split_sums
+    assert 0.8 < program.addsub_per_image / laid_out.cycles / geometry.lanes < 0.85
 
 
 def test_rows_of_sdram_cost_what_they_rest() -> None:

@@ -18,7 +18,7 @@ from compiler import graph as ir
 from compiler.accuracy import program_of
 from compiler.arith import Pads
 from compiler.benchmark import ZOO, tinbinn
-from compiler.geometry import Geometry
+from compiler.geometry import Geometry, geometry_for
 from compiler.lower import lower
 from compiler.program import Add, MaxPool, Program
 from compiler.schedule import schedule
@@ -215,6 +215,19 @@ def test_tinbinns_network() -> None:
     usual = plan(records.find("icebreaker"), 8, (8, 8, 2))
     assert grown(program, usual).geometry == PLAIN
     hold(built(PLAIN), PLAIN, program)
+
+
+@pytest.mark.slow
+def test_two_bits_on_twice_the_lanes() -> None:
+    """Memory words of 32 channels, whose mask has a bit for two; sums taken in halves; pointers
+    that share a table."""
+    wide = geometry_for(records.find("icebreaker").geometry, 2, (32, 16, 1))
+    geometry = replace(wide, bias_bits=16, divisor_bits=24, offset_bits=34)
+    component, models = engine(geometry, "spram")
+    simulation = Simulation.build(component, "engine", sources=models)
+    for seed, width in enumerate((1, 2, 3.5)):
+        options = {"depth": 14, "shape": (3, 12 + seed, 9), "classes": 10, "bits": 2}
+        hold(simulation, geometry, random_program(seed, 8, width=width, **options), pictures=2)
 
 
 @pytest.mark.slow
