@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from functools import cache
 from itertools import zip_longest
+from typing import Any
 
 from compiler import arith
 from compiler.errors import UsageError
@@ -73,6 +74,15 @@ PUMPED_BITS = 4
 
 MOST_WEIGHT_BITS = 128
 """Of a pass, that leave an UP5K enough block RAMs (eight take them) for sums that are not split."""
+
+SPLIT_SIZES: dict[str, Any] = {
+    "accumulator_bits": 16,
+    "offset_bits": 28,
+    "divisor_bits": 15,
+    "window_depth": 64,
+}
+"""Of an engine of 2 bits with `split_sums`: what WRN 20-2 needs. A remainder is short enough for
+one adder then."""
 
 BLOCK_SUMS = 8
 """Of a pass, that block RAMs of the UP5K choose from: LUTs need over half a cycle for it."""
@@ -751,8 +761,8 @@ def geometry_for(
     which no block RAM chooses.
 
     More input lanes than the default's words have channels make the words wider, if narrow
-    activations leave them room. Where block RAMs are written in halves and weights take most of
-    them, sums are split, and as wide as such activations need.
+    activations leave them room. Where weights then take most of the block RAMs sums are split, and
+    they and the parameters are as wide as WRN 20-2 needs (`SPLIT_SIZES`).
 
     Raises
     ------
@@ -779,9 +789,6 @@ def geometry_for(
             activation_bits=activation_bits,
             pumped_sums=default.pumped_sums and activation_bits <= PUMPED_BITS,
             word_channels=across,
-            window_depth=default.window_depth
-            * default.word_channels
-            // max(across, default.word_channels),
             paired_groups=default.paired_groups and outputs == across,
             stream_bits=next(fitting, 8),
             max_left_shift=max(0, default.max_left_shift - max(0, activation_bits - WIDE_BITS)),
@@ -789,10 +796,7 @@ def geometry_for(
         if chosen.pump > 1 and not chosen.sums_in_blocks:
             chosen = replace(chosen, pumped_sums=False)
         if chosen.sums_in_blocks and chosen.pass_weight_bits > MOST_WEIGHT_BITS:
-            narrower = default.activation_bits - activation_bits
-            chosen = replace(
-                chosen, split_sums=True, accumulator_bits=default.accumulator_bits - narrower
-            )
+            chosen = replace(chosen, split_sums=True, **SPLIT_SIZES)
     except ValueError as error:
         shown = lanes_name(lanes) if lanes else "the board's"
         raise UsageError(

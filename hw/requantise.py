@@ -657,6 +657,11 @@ class Requantiser(wiring.Component):
             m.d.comb += total.eq(rest + divisor)
             turns, whole = ~total[-1] & ~far, total[:-1]
             return turns, whole ^ turns.replicate(len(whole))
+        if len(rest) <= LOW_BITS + 2:
+            total = self._tick(m, tick, (rest + divisor)[: len(rest)], "total")
+            turns, whole = Signal(name=f"turns_t{tick}"), total[:-1]
+            m.d.comb += turns.eq(~total[-1] & ~far)
+            return turns, whole ^ turns.replicate(len(whole))
         # The lower part has a bit of the upper, which tells its carry: a carry itself would leave
         # the chain by a LUT, and reach a flip-flop somewhere else.
         low = (rest[: LOW_BITS + 1] + divisor[: LOW_BITS + 1])[: LOW_BITS + 1]

@@ -271,7 +271,7 @@ def test_default_lanes_for_each_width_of_activations(board, lanes):
 
 
 def test_more_input_lanes_make_wider_words_of_narrow_activations():
-    """Two channels a nibble; then weights take half of the block RAMs, and sums as few as can be."""
+    """Two channels a nibble; weights take half of the block RAMs then, and sums are split."""
     wide = geometry_for(BOARD.geometry, 2, (32, 16, 1))
     assert (wide.word_channels, wide.word_bits, wide.mask_bits) == (32, 64, 16)
     assert (wide.split_sums, wide.accumulator_bits, wide.residual_lanes) == (True, 16, 8)
