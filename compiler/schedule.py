@@ -176,15 +176,16 @@ def schedule(program: Program, geometry: Geometry) -> Schedule:
     fused = _fuse(program)
     regions = _plan_memory(program, fused, geometry)
     builder = _Builder(program, geometry, {r.tensor: r for r in regions})
-    # Cycles come last: they are played through, and what does not fit is found before.
-    layers = tuple(layer for f in fused for layer in builder.layers(f))
     quantise_input = program.ops[0]
     if not isinstance(quantise_input, Quantise):
         raise CapacityError("the engine's first operation must quantise the image")
+    header = builder.header(quantise_input)
+    # Cycles come last: they are played through, and what does not fit is found before.
+    layers = tuple(layer for f in fused for layer in builder.layers(f))
     return Schedule(
         program,
         geometry,
-        builder.header(quantise_input),
+        header,
         builder.input_params(quantise_input),
         _timed(layers, program, geometry),
         regions,
