@@ -108,7 +108,8 @@ class Geometry:
         (or several side by side, see `slot_abreast`).
     split_sums : bool
         A pass's sums are taken from the lanes in two halves, for which each tile leaves a step
-        idle. That halves the block RAMs they wait in.
+        idle. That halves the block RAMs they wait in; and pointers of the residual stream share
+        theirs.
     activation_bits : int
         b, 2 .. 8. Wider tensors are taken in slices of b bits.
     word_channels : int
@@ -205,9 +206,10 @@ class Geometry:
                 f"pump must be 1 or 2 and at most output_lanes, not {self.pump!r} with "
                 f"{self.output_lanes} output lanes"
             )
-        if self.split_sums and (self.pump < 2 or self.pass_sums % 2):
+        if self.split_sums and (self.pump < 2 or self.pass_sums % 2 or self.two_ports):
             raise ValueError(
-                f"split_sums must be False with pump {self.pump!r} and {self.pass_sums} sums a pass"
+                f"split_sums must be False with pump {self.pump!r}, {self.pass_sums} sums a pass "
+                f"and two_ports {self.two_ports!r}"
             )
         if self.input_lanes < 2:
             raise ValueError(f"input_lanes must be at least 2, not {self.input_lanes!r}")
