@@ -23,9 +23,12 @@ from sim.drivers import STALLS, StreamSource
 
 POINTS = {
     "plain": Geometry(weight_depth=32),
+    "paired": PAIRED,
+}
+
+GRID = POINTS | {
     "small": SMALL,
     "slow": Geometry(weight_depth=32, pumped_sums=False),
-    "paired": PAIRED,
 }
 """Rings that do not hold two of the larger groups."""
 
@@ -35,8 +38,9 @@ UNKEPT = ("magic", "geometry")
 
 def design(grid: bool = False):
     """Geometries in one model, with one stream word a step of weights and with two."""
-    blocks = Points({name: Loader(geometry) for name, geometry in POINTS.items()})
-    points = {name: asdict(geometry) for name, geometry in POINTS.items()}
+    chosen = GRID if grid else POINTS
+    blocks = Points({name: Loader(geometry) for name, geometry in chosen.items()})
+    points = {name: asdict(geometry) for name, geometry in chosen.items()}
     return {"": (blocks, {}, {"points": points, "images": 8 if grid else 2})}
 
 
