@@ -76,6 +76,7 @@ class Row:
 ROWS = (
     Row("icebreaker", "wrn20-2", "cifar10-wrn20-1-a4.pt", 256, 36, 40, "widened"),
     Row("icebreaker", "wrn20-1", "cifar10-wrn20-1-a4.pt", 256, 36, 150),
+    Row("icebreaker", "wrn20-2-a2", "cifar10-wrn20-1-a4.pt", 448, 36, 75, "widened", 2, "32x16x1"),
     Row("icebreaker", "tinbinn", "cifar10-wrn20-1-a4.pt", 128, 36, 40, "tinbinn", 8, "8x8x2"),
     Row("hx8k", "wrn8-1", "digits-wrn8-1-a4.pt", 256, 85, 0, images=3),
     Row("ulx3s-25f", "wrn20-1", "cifar10-wrn20-1-a4.pt", 1024, 80, 0),

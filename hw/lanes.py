@@ -116,11 +116,8 @@ class Lanes(wiring.Component):
                     chosen = Signal(width, name=f"chosen{o}_{p}_{i}")
                     m.d.comb += chosen.eq(Mux(same, sums[i], differences[i]))
                     fast += term.eq(chosen ^ Mux(negate, Const(-1, width), 0))
-                    if g.split_sums:
-                        with m.If(~valid[0]):
-                            fast += term.eq(0)
                     terms.append(term)
-                total = self._tree(m, terms, f"{o}_{p}")
+                total = self._tree(m, terms, f"{o}_{p}", valid[-2])
                 # In a ring it starts with 0 and is never left otherwise: a reset would join the
                 # enable, which two clocks then wait for.
                 accumulator = Signal(
@@ -164,8 +161,12 @@ class Lanes(wiring.Component):
             differences.append(Cat(total[0], above).as_signed())  # both are odd, or both even
         return sums, differences
 
-    def _tree(self, m: Module, terms: list[Signal], name: str) -> Signal:
-        """Balanced sum, a register behind every adder: it shares the adder's logic cells."""
+    def _tree(self, m: Module, terms: list[Signal], name: str, valid: Signal) -> Signal:
+        """Balanced sum, a register behind every adder: it shares the adder's logic cells.
+
+        Where the ring never rests it is 0 unless there is a step: the last register alone, for one
+        with a reset shares no tile with one that has none, and adders leave room in most of theirs.
+        """
         for level in range(self._geometry.tree_levels):
             sums = []
             for i in range(0, len(terms), 2):
@@ -173,6 +174,9 @@ class Lanes(wiring.Component):
                 total = Signal(signed(len(terms[0]) + len(pair) - 1), reset_less=True)
                 total.name = f"total{name}_{level}_{i // 2}"
                 m.d[lane_domain(self._geometry)] += total.eq(sum(pair[1:], pair[0]))
+                if self._geometry.split_sums and level == self._geometry.tree_levels - 1:
+                    with m.If(~valid):
+                        m.d[lane_domain(self._geometry)] += total.eq(0)
                 sums.append(total)
             terms = sums
         return terms[0]
