@@ -12,7 +12,7 @@ from amaranth.lib import wiring
 from amaranth.lib.wiring import connect, flipped
 from cocotb.triggers import ClockCycles, RisingEdge, with_timeout
 
-from compiler.geometry import Geometry
+from compiler.geometry import MASKED_BITS, Geometry
 from hw.engine import Engine
 from sim import bench
 from sim.drivers import STALLS, StreamSink, StreamSource, first_difference
@@ -93,14 +93,18 @@ class Memory:
         blocks = [f"spram{i}" for i in range(len(names)) if f"spram{i}" in names]
         # The signal of a block's output has its name too; it has no contents.
         blocks = [block for block in blocks if hasattr(getattr(memory, block), "mem")]
-        b = geometry.activation_bits * geometry.mask_channels
         if blocks:
-            self._arrays = [getattr(memory, block).mem for block in blocks]
-            self._bits, lane = SPRAM_BITS, -(-b // 4) * 4
+            self._of_blocks([getattr(memory, block).mem for block in blocks], geometry)
         else:
-            self._arrays = [memory.memory]
-            self._bits, lane = geometry.word_bits, b
-        self._used = [i * lane + j for i in range(geometry.mask_bits) for j in range(b)]
+            self._arrays, self._bits = [memory.memory], geometry.word_bits
+            self._used = list(range(geometry.word_bits))
+
+    def _of_blocks(self, arrays: list, geometry: Geometry) -> None:
+        """Single-port RAM, in whose nibbles stands what a mask bit is for (`hw.memory`)."""
+        b = geometry.activation_bits * geometry.mask_channels
+        width = -(-b // MASKED_BITS) * MASKED_BITS
+        self._arrays, self._bits = arrays, SPRAM_BITS
+        self._used = [i * width + j for i in range(geometry.mask_bits) for j in range(b)]
 
     def read(self, first: int, words: int) -> np.ndarray:
         """Words as (words, bits) uint8, the least significant bit first."""

@@ -24,7 +24,7 @@ from cocotb.triggers import (
 
 from compiler.geometry import Geometry
 from sim import bench
-from sim.benches.engine import SPRAM_BITS, Memory
+from sim.benches.engine import Memory
 
 
 class BlockMemory(Memory):
@@ -42,11 +42,7 @@ class BlockMemory(Memory):
             and hasattr(child, "mem")
         }
         assert found, "the activation memory must be of blocks that can be read"
-        b = geometry.activation_bits
-        lane = -(-b // 4) * 4
-        self._arrays = [found[i] for i in sorted(found)]
-        self._bits = SPRAM_BITS
-        self._used = [i * lane + j for i in range(geometry.word_channels) for j in range(b)]
+        self._of_blocks([found[i] for i in sorted(found)], geometry)
 
 
 class Watch:
