@@ -429,9 +429,8 @@ def _play(r: Record, g: Geometry, flash: Flash | None) -> list[int]:
         final = half == halves - 1
         gate = cycle >= clear and booked.isdisjoint(cycle + c for c in pattern)
         valid = held and (gate or not (walk.last and final))
-        take = (not held or (valid and final)) and walk.farthest < fetch.written and walk.more
-        if idle and held and walk.last:
-            take = False
+        free = not held or (valid and final and not (idle and walk.last))
+        take = free and walk.farthest < fetch.written and walk.more
         if valid and final and walk.last:
             clear = cycle + apart
             booked.update(cycle + c for c in pattern)

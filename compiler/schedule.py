@@ -1247,9 +1247,11 @@ class _Builder:
         if f.first:  # channels lie apart, and columns become lanes
             c_out, c_in, rows, columns = signs.shape
             taps = np.ones((c_out, g.input_columns, g.tap_lanes, rows, columns), np.int8)
-            if g.mask_channels > 1:  # the lanes between hold the zero point: in pairs it cancels
-                taps[:, :, 1 :: g.mask_channels] = -1
-            taps[:, 0, : c_in * g.mask_channels : g.mask_channels] = signs
+            apart = g.mask_channels
+            taps[:, 0, : c_in * apart : apart] = signs
+            if apart > 1:  # the lane beside it takes off the zero point, which it holds
+                taps[:, :, 1::apart] = -1
+                taps[:, 0, 1 : c_in * apart : apart] = -signs
             if not g.plain_input:
                 taps = np.moveaxis(taps[:, 0], -1, 1)[..., None]
             signs = taps.reshape(c_out, -1, *taps.shape[3:])

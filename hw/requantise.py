@@ -725,13 +725,15 @@ class Requantiser(wiring.Component):
             pointer.step.eq(full),
         ]
 
-    def _pointer(self, m: Module, place: data.View, **sharing: bool) -> Pointer:
+    def _pointer(
+        self, m: Module, place: data.View, *, lends: bool = False, borrows: bool = False
+    ) -> Pointer:
         """Address of memory words of residuals, in the order in which tiles take them.
 
         The stride behind a word is looked up in the cycle of ``place``, its value's.
         """
-        pointer = Pointer(self._geometry, "residual", self._primitive, **sharing)
-        if sharing.get("borrows"):
+        pointer = Pointer(self._geometry, "residual", self._primitive, lends=lends, borrows=borrows)
+        if borrows:
             m.d.comb += pointer.restart.eq(self.layer_start)
             return pointer
         m.d.comb += [
