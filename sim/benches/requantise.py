@@ -61,7 +61,7 @@ GRID = POINTS | {
         shift_bits=4,
     ),
     "narrow": replace(SMALL, residual_bits=14, weight_depth=256),
-    "pumped_wide": replace(WIDE, pump=2, residual_bits=8, stream_bits=16),
+    "pumped_wide": replace(WIDE, pump=2, residual_bits=8, stream_bits=16, bias_bits=16),
 }
 
 PASSED_ON = [
