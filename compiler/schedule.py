@@ -1248,9 +1248,9 @@ class _Builder:
             c_out, c_in, rows, columns = signs.shape
             taps = np.ones((c_out, g.input_columns, g.tap_lanes, rows, columns), np.int8)
             apart = g.mask_channels
+            taps[:, :, 1::2] = -1
             taps[:, 0, : c_in * apart : apart] = signs
             if apart > 1:  # the lane beside it takes off the zero point, which it holds
-                taps[:, :, 1::apart] = -1
                 taps[:, 0, 1 : c_in * apart : apart] = -signs
             if not g.plain_input:
                 taps = np.moveaxis(taps[:, 0], -1, 1)[..., None]
@@ -1260,8 +1260,7 @@ class _Builder:
         words = 1 if record["sliced"] else record["words_less"] + 1
         c_out, c_in, rows, columns = signs.shape
         full = np.ones((groups * g.output_lanes, words * g.word_channels, rows, columns), np.int8)
-        if isinstance(f.op, Add):
-            full[:, :, 1] = -1
+        full[:, 1::2] = -1  # lanes that no channel uses hold the zero point: in pairs it cancels
         full[:c_out, :c_in] = signs
         split = full.reshape(
             groups, g.output_lanes, words, g.halves, g.input_lanes, rows, columns
@@ -1340,7 +1339,9 @@ class _Builder:
             same, negate = arith.recode_pairs(part)
             digit = record["pad"] >> g.activation_bits * i & (1 << g.activation_bits) - 1
             x = np.full(part.shape, digit, np.int64)
-            acc = (acc << g.activation_bits) + arith.pair_sum(x, same, negate).sum(axis=1)
+            acc = (acc << g.activation_bits) + arith.pair_sum(
+                x, same, negate, g.activation_bits
+            ).sum(axis=1)
         if f.summed:  # the same weights for every pixel
             acc *= (record["window_less"] + 1) // (record["turn_less"] + 1)
         dropped = record["down"] - g.max_left_shift

@@ -15,8 +15,9 @@ class Lanes(wiring.Component):
     """Sums of ±activations by pair sharing; equals `compiler.arith.pair_sum` step by step.
 
     ``x0 + x1`` and ``x0 - x1`` of each pair are made once for all output lanes, each of which takes
-    one of them, negated or not, by one LUT4 a bit. Negation is by one's complement: the parameters'
-    bias makes up for it (`compiler.schedule`).
+    one of them, negated or not, by one LUT4 a bit. The sum is centred, so that it is no longer than
+    the difference, and negation is by one's complement: the parameters' bias makes up for both
+    (`compiler.schedule`).
 
     With `Geometry.pump` 2 everything behind the pair sums runs twice as fast (`hw.pump`): the same
     pair sums serve half of the output lanes in a cycle's first half and the others in its second,
@@ -111,7 +112,7 @@ class Lanes(wiring.Component):
                 for i in range(g.input_lanes // 2):
                     at = 2 * (o * (g.input_lanes // 2) + i)
                     same, negate = self.weights.bit_select(at, 2)
-                    width = signed(g.activation_bits + 2)
+                    width = signed(g.activation_bits + 1)
                     term = Signal(width, name=f"term{o}_{p}_{i}", reset_less=True)
                     chosen = Signal(width, name=f"chosen{o}_{p}_{i}")
                     m.d.comb += chosen.eq(Mux(same, sums[i], differences[i]))
@@ -153,12 +154,13 @@ class Lanes(wiring.Component):
         b = self._geometry.activation_bits
         sums, differences = [], []
         for i in range(self._geometry.input_lanes // 2):
-            total = Signal(b + 1, name=f"sum{p}_{i}", reset_less=True)
+            total = Signal(signed(b + 1), name=f"sum{p}_{i}", reset_less=True)
             above = Signal(b, name=f"difference{p}_{i}", reset_less=True)
             first, second = self.x[p][2 * i], self.x[p][2 * i + 1]
-            m.d.sync += [total.eq(first + second), above.eq((first - second)[1:])]
+            # Less the highest activation, which is what the complement is short of.
+            m.d.sync += [total.eq(first - ~second), above.eq((first - second)[1:])]
             sums.append(total)
-            differences.append(Cat(total[0], above).as_signed())  # both are odd, or both even
+            differences.append(Cat(~total[0], above).as_signed())  # one is odd, the other even
         return sums, differences
 
     def _tree(self, m: Module, terms: list[Signal], name: str, valid: Signal) -> Signal:

@@ -225,12 +225,16 @@ def test_slices_are_digits(bits: int, slice_bits: int, value: int) -> None:
     assert total == q and all(0 <= d < 1 << slice_bits for d in digits)
 
 
-def test_pair_sum_is_the_dot_product_less_the_negated_pairs() -> None:
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_pair_sum_is_the_dot_product_but_for_what_the_weights_say(bits: int) -> None:
     rng = np.random.default_rng(1)
-    x, w = rng.integers(-200, 200, (500, 16)), rng.choice(np.array([-1, 1], np.int8), (500, 16))
-    same, negate = arith.recode_pairs(w)
-    want = (x * w).sum(axis=1) - negate.sum(axis=1, dtype=np.int64)
-    assert (arith.pair_sum(x, same, negate) == want).all()
+    x, w = rng.integers(0, 1 << bits, (500, 16)), rng.choice(np.array([-1, 1], np.int8), (500, 16))
+    same, negate = (part.astype(np.int64) for part in arith.recode_pairs(w))
+    centred = same * (1 - 2 * negate) * ((1 << bits) - 1)
+    want = (x * w).sum(axis=1) - (centred + negate).sum(axis=1)
+    assert (arith.pair_sum(x, same, negate, bits) == want).all()
+    one = arith.pair_sum(x[:, :2], same[:, :1], negate[:, :1], bits)
+    assert -(1 << bits) <= one.min() and one.max() < 1 << bits
 
 
 def test_the_sign_of_zero_is_plus() -> None:
