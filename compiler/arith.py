@@ -502,14 +502,13 @@ def recode_pairs(signs: NDArray[np.int8]) -> tuple[NDArray[np.uint8], NDArray[np
     return (w0 == w1).astype(np.uint8), (w0 < 0).astype(np.uint8)
 
 
-def pair_sum(x: Int, same: NDArray[np.uint8], negate: NDArray[np.uint8], bits: int) -> Int:
+def pair_sum(x: Int, same: NDArray[np.uint8], negate: NDArray[np.uint8], centre: int = 0) -> Int:
     """What the shared-sum datapath adds up in one step, over the last axis of x (..., 2n).
 
-    Sums of two activations of ``bits`` are centred: less the highest that one may be they are, as
-    differences are, from ``-(2**bits - 1)`` to ``2**bits - 1``, and a bit shorter. So this is
-    ``sum(x * weights)`` but for a constant of the weights: less ``2**bits - 1`` for each pair that
-    is added, that much more for each that is subtracted, and less ``count(negate)``.
+    Equals ``sum(x * weights)`` but for a constant of the weights: less ``count(negate)``, less
+    ``centre`` for each pair that is added, and that much more for each that is subtracted. With the
+    highest activation for a centre sums of two are no longer than differences.
     """
     x0, x1 = x[..., 0::2], x[..., 1::2]
-    chosen = np.where(same == 1, x0 + x1 - ((1 << bits) - 1), x0 - x1)
+    chosen = np.where(same == 1, x0 + x1 - centre, x0 - x1)
     return np.asarray(np.where(negate == 1, ~chosen, chosen).sum(axis=-1))

@@ -84,6 +84,10 @@ SPLIT_SIZES: dict[str, Any] = {
 """Of an engine of 2 bits with `split_sums`: what WRN 20-2 needs. A remainder is short enough for
 one adder then."""
 
+CENTRED_BITS = 4
+"""Up to so many bits of an activation sums of pairs are centred: each bit more makes a bias, which
+takes the centres off again, a bit longer, and saves less of a lane."""
+
 BLOCK_SUMS = 8
 """Of a pass, that block RAMs of the UP5K choose from: LUTs need over half a cycle for it."""
 
@@ -303,6 +307,12 @@ class Geometry:
     def sums_at_once(self) -> int:
         """Of these, that are taken at once."""
         return self.pass_sums // 2 if self.split_sums else self.pass_sums
+
+    @property
+    def pair_centre(self) -> int:
+        """What sums of two activations are short of (`arith.pair_sum`)."""
+        b = self.activation_bits
+        return (1 << b) - 1 if b <= CENTRED_BITS else 0
 
     @property
     def pass_weight_bits(self) -> int:

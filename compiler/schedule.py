@@ -715,8 +715,10 @@ class _Builder:
         divisor = wide.divisors[channel]
         if gain == 0:
             offset, divisor = stairs.offsets[channel], stairs.divisors[channel]
-        p = Param(bias, GAINS[gain], -offset, divisor)
-        return self._checked(where, p, offset_bits)
+        start = -offset
+        if serial:  # nothing stands between a score's bias and its division, which has wider fields
+            start, bias = start + (gain * bias << g.fraction_bits), 0
+        return self._checked(where, Param(bias, GAINS[gain], start, divisor), offset_bits)
 
     def _checked(self, where: str, p: Param, offset_bits: int) -> Param:
         g = self.geometry
@@ -1339,9 +1341,8 @@ class _Builder:
             same, negate = arith.recode_pairs(part)
             digit = record["pad"] >> g.activation_bits * i & (1 << g.activation_bits) - 1
             x = np.full(part.shape, digit, np.int64)
-            acc = (acc << g.activation_bits) + arith.pair_sum(
-                x, same, negate, g.activation_bits
-            ).sum(axis=1)
+            sums = arith.pair_sum(x, same, negate, g.pair_centre).sum(axis=1)
+            acc = (acc << g.activation_bits) + sums
         if f.summed:  # the same weights for every pixel
             acc *= (record["window_less"] + 1) // (record["turn_less"] + 1)
         dropped = record["down"] - g.max_left_shift

@@ -15,9 +15,9 @@ class Lanes(wiring.Component):
     """Sums of ±activations by pair sharing; equals `compiler.arith.pair_sum` step by step.
 
     ``x0 + x1`` and ``x0 - x1`` of each pair are made once for all output lanes, each of which takes
-    one of them, negated or not, by one LUT4 a bit. The sum is centred, so that it is no longer than
-    the difference, and negation is by one's complement: the parameters' bias makes up for both
-    (`compiler.schedule`).
+    one of them, negated or not, by one LUT4 a bit. Narrow activations' sums are centred, so that
+    they are no longer than differences (`Geometry.pair_centre`), and negation is by one's
+    complement: the parameters' bias makes up for both (`compiler.schedule`).
 
     With `Geometry.pump` 2 everything behind the pair sums runs twice as fast (`hw.pump`): the same
     pair sums serve half of the output lanes in a cycle's first half and the others in its second,
@@ -112,7 +112,7 @@ class Lanes(wiring.Component):
                 for i in range(g.input_lanes // 2):
                     at = 2 * (o * (g.input_lanes // 2) + i)
                     same, negate = self.weights.bit_select(at, 2)
-                    width = signed(g.activation_bits + 1)
+                    width = signed(g.activation_bits + (1 if g.pair_centre else 2))
                     term = Signal(width, name=f"term{o}_{p}_{i}", reset_less=True)
                     chosen = Signal(width, name=f"chosen{o}_{p}_{i}")
                     m.d.comb += chosen.eq(Mux(same, sums[i], differences[i]))
@@ -151,16 +151,20 @@ class Lanes(wiring.Component):
 
     def _pairs(self, m: Module, p: int) -> tuple[list[Signal], list[Signal]]:
         """Sum and difference of each pair of a pixel's activations."""
-        b = self._geometry.activation_bits
+        b, centre = self._geometry.activation_bits, self._geometry.pair_centre
         sums, differences = [], []
         for i in range(self._geometry.input_lanes // 2):
-            total = Signal(signed(b + 1), name=f"sum{p}_{i}", reset_less=True)
+            width = signed(b + 1) if centre else b + 1
+            total = Signal(width, name=f"sum{p}_{i}", reset_less=True)
             above = Signal(b, name=f"difference{p}_{i}", reset_less=True)
             first, second = self.x[p][2 * i], self.x[p][2 * i + 1]
-            # Less the highest activation, which is what the complement is short of.
-            m.d.sync += [total.eq(first - ~second), above.eq((first - second)[1:])]
+            # The complement is short of the centre, the highest activation.
+            both = first - ~second if centre else first + second
+            m.d.sync += [total.eq(both), above.eq((first - second)[1:])]
             sums.append(total)
-            differences.append(Cat(~total[0], above).as_signed())  # one is odd, the other even
+            # Both are odd, or both even; but of a centred sum and a difference one is.
+            odd = ~total[0] if centre else total[0]
+            differences.append(Cat(odd, above).as_signed())
         return sums, differences
 
     def _tree(self, m: Module, terms: list[Signal], name: str, valid: Signal) -> Signal:

@@ -67,9 +67,10 @@ class InputWriter(wiring.Component):
 
         with m.FSM():
             with m.State("idle"):
-                m.d.sync += Cat(word, lane, column, row, real, begun, slot, slice_).eq(
-                    g.input_first
-                )
+                m.d.sync += [
+                    word.eq(g.input_first),
+                    Cat(lane, column, row, real, begun, slot, slice_).eq(0),
+                ]
                 with m.If(self.start):
                     m.next = "prepare"  # the pixel before the first: all padding
             with m.State("take"):

@@ -102,7 +102,7 @@ class _Tiles:
         elif kind == "ends":
             x = np.where(x > self.top // 2, self.top, 0)
         same, negate = arith.recode_pairs(signs)
-        each = arith.pair_sum(x[:, None], same[:, :, None], negate[:, :, None], g.activation_bits)
+        each = arith.pair_sum(x[:, None], same[:, :, None], negate[:, :, None], g.pair_centre)
         coded = np.stack([same, negate], axis=-1)
         words = [
             (

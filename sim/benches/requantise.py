@@ -343,16 +343,17 @@ class _Bench:
         self.serial = []
         for n, params in enumerate(layer.params):
             self.load(params)
+            biases = self.score_biases(layer, n) if r["last"] else [p.bias for p in params]
             tiles = []
             for y in range(acc.shape[1]):
                 for t in range(r["tiles_less"] + 1):
                     sums = self.draw.integers(-999, 999, (len(params), g.pixel_lanes))
-                    for o, p in enumerate(params):
+                    for o in range(len(params)):
                         c = n * len(params) + o
                         for lane in range(g.pixel_lanes):
                             at = t * g.pixel_lanes + lane
                             if c < acc.shape[0] and at < acc.shape[2]:
-                                sums[o, lane] = acc[c, y, at] + rounding - p.bias
+                                sums[o, lane] = acc[c, y, at] + rounding - biases[o]
                     tiles += sums.reshape(-1, g.output_lanes * g.pixel_lanes).tolist()
             self.tiles += tiles
             while self.groups <= n:
@@ -366,6 +367,14 @@ class _Bench:
         for tensor in (layer.residual, layer.activation):
             if tensor is not None:
                 self.hold(f"{layer.name}, {tensor}", values[tensor], self.read(plan, tensor))
+
+    def score_biases(self, layer: Layer, group: int) -> list[int]:
+        """What the lanes' sums of a group are short of: no parameter says so where its staircase
+        makes up for it."""
+        r, (same, negate) = layer.record, arith.recode_pairs(layer.signs(self.g)[group])
+        zeros = np.full((*same.shape[:-1], self.g.input_lanes), r["pad"], np.int64)
+        made = arith.pair_sum(zeros, same, negate, self.g.pair_centre).sum(axis=0)
+        return (-made * (r["window_less"] + 1) // (r["turn_less"] + 1)).tolist()
 
     def expected(self, program, op: Conv, layer: Layer, part: int, values) -> np.ndarray:
         """Random accumulators of a layer, and what becomes of them by `arith`, into ``values``."""

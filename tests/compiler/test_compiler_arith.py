@@ -230,10 +230,13 @@ def test_pair_sum_is_the_dot_product_but_for_what_the_weights_say(bits: int) -> 
     rng = np.random.default_rng(1)
     x, w = rng.integers(0, 1 << bits, (500, 16)), rng.choice(np.array([-1, 1], np.int8), (500, 16))
     same, negate = (part.astype(np.int64) for part in arith.recode_pairs(w))
-    centred = same * (1 - 2 * negate) * ((1 << bits) - 1)
-    want = (x * w).sum(axis=1) - (centred + negate).sum(axis=1)
-    assert (arith.pair_sum(x, same, negate, bits) == want).all()
-    one = arith.pair_sum(x[:, :2], same[:, :1], negate[:, :1], bits)
+    centre = (1 << bits) - 1
+    short = same * (1 - 2 * negate)
+    want = (x * w).sum(axis=1) - negate.sum(axis=1)
+    assert (arith.pair_sum(x, same, negate) == want).all()
+    want -= centre * short.sum(axis=1)
+    assert (arith.pair_sum(x, same, negate, centre) == want).all()
+    one = arith.pair_sum(x[:, :2], same[:, :1], negate[:, :1], centre)
     assert -(1 << bits) <= one.min() and one.max() < 1 << bits
 
 
