@@ -248,8 +248,8 @@ def _outside(r: Record) -> list[bool]:
     """Of each word that one group fetches, in order: whether it is padding, and so not read."""
     stride = 1 + r["stride2"]
     rows, words = range(r["kernel_h_less"] + 1), range(r["words_less"] + 1)
-    # From a window's first, in order; in the first layer those of its slices.
-    ys = [y for _ in rows for y in words] if r["sliced"] else [y for y in rows for _ in words]
+    # From a window's first, in order; slices of the image are all of one row.
+    ys = [0 if r["sliced"] else y for y in rows for _ in words]
     return [
         not (r["pad_top"] <= y <= r["row_last"] and r["pad_left"] <= x <= r["column_last"])
         for line in range(r["height_out_less"] + 1)
@@ -358,6 +358,7 @@ class _Walk:
         self._across, self._lines = r["tiles_less"] + 1, r["height_out_less"] + 1
         rows, words = r["kernel_h_less"] + 1, r["words_less"] + 1
         self._line_words = (r["columns_less"] + 1) * rows * words
+        self._slices = rows if r["sliced"] else 1
         self._onward = r["step_window"] + self._window - 1 & 2 * g.window_depth - 1
         self._reach = (g.pixel_lanes - 1) * r["step_pixel"]
         self._turns, self._groups = groups_in(r), r["groups_less"] + 1
@@ -376,8 +377,13 @@ class _Walk:
             self._place, self._turn = 0, self._turn + 1
             if self._turn == self._turns:
                 self._next_tile()
-        self.at = self._base + self._place
+        self.at = self._base + self._offset()
         self.farthest = self.at + self._reach
+
+    def _offset(self) -> int:
+        """Of a place in its window: of the image's slices each is taken in turn."""
+        slice_, column = divmod(self._place, self._window // self._slices)
+        return self._place if self._slices == 1 else column * self._slices + slice_
 
     def _next_tile(self) -> None:
         self._turn, self._tile = 0, self._tile + 1

@@ -10,7 +10,7 @@ import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from functools import cache
-from itertools import zip_longest
+from itertools import count, zip_longest
 from typing import Any
 
 from compiler import arith
@@ -42,8 +42,8 @@ STRIDES = {
 """What each kind of pointer adds to its address, row by row of a table (`hw.pointer`). The first
 row is where it begins."""
 
-INPUT_ROWS = 3
-"""Rows of the first convolution's windows, where its columns stand side by side in a word."""
+INPUT_COLUMNS = 3
+"""Columns of the first convolution's windows, where their rows stand together in a word."""
 
 MAX_IMAGE_CHANNELS = 8
 """What the header can say."""
@@ -145,8 +145,8 @@ class Geometry:
     stream_bits : int
         Width of a word of the Image stream.
     plain_input : bool
-        The image lies one pixel a word, and the first convolution is any; else three neighbouring
-        columns a word, for a 3x3 one.
+        The image lies one pixel a word, and the first convolution is any; else three rows of a
+        column a word, for a 3x3 one.
     pad_bits : int
         Maps have fewer than two to the power of it rows and columns of padding in front.
     residuals : bool
@@ -339,8 +339,8 @@ class Geometry:
         return self.output_lanes // self.residual_channels
 
     @property
-    def input_columns(self) -> int:
-        """Columns of the image in one memory word."""
+    def input_rows(self) -> int:
+        """Rows of the image in one memory word."""
         return 1 if self.plain_input else 3
 
     @property
@@ -371,19 +371,19 @@ class Geometry:
 
         Between two of them the accumulators are shifted left. That costs nothing where they stand
         in a ring, whose second register has a LUT to spare, and else a LUT a bit, which is paid
-        where the residual stream is too narrow for sums of slices. It takes windows of one column.
+        where the residual stream is too narrow for sums of slices. It takes windows of one row.
         """
         summed = self.pump == 1 and self.residual_bits >= SUMMED_BITS
         return 1 if summed or self.plain_input else self.input_slices
 
     @property
     def tap_channels(self) -> int:
-        """Channels that a column of the image may have in a memory word."""
-        return self.mask_bits // self.input_columns
+        """Channels that a row of the image may have in a memory word."""
+        return self.mask_bits // self.input_rows
 
     @property
     def tap_lanes(self) -> int:
-        """Lanes of one column of the image in a memory word; each `mask_channels` of them are for a
+        """Lanes of one row of the image in a memory word; each `mask_channels` of them are for a
         channel, which is in the first."""
         return self.tap_channels * self.mask_channels
 
@@ -676,7 +676,7 @@ class Geometry:
             # the activation that stands for 0, slice by slice; pooling: half of what the right
             # shift drops
             ("pad", max(self.window_slices * self.activation_bits, ROUNDING_BITS)),
-            # the first layer: a window's rows are those of slices, its words the rows of each
+            # the first layer: what are rows of a window elsewhere are slices, which come in turn
             ("sliced", int(self.window_slices > 1)),
             ("pad_top", self.pad_bits),
             ("pad_left", self.pad_bits),
@@ -848,9 +848,9 @@ def _sharing(g: Geometry, *accesses: list[int]) -> list[int]:
 def _holds(g: Geometry) -> tuple[int, int]:
     """How many cycles residuals and activations wait before they are written.
 
-    So many that no two accesses of a tile meet; that those of tiles do not which follow one another
-    as fast as the smallest windows let them, of one memory word a pixel and of two; and else as few
-    flip-flops as can be.
+    So many that no two accesses of a tile meet; that tiles follow one another as fast as can be
+    without a meeting, of the first layer and of windows of one memory word a pixel and of two; and
+    else as few flip-flops as can be.
     """
     if not g.residuals:
         return 0, 0
@@ -861,16 +861,17 @@ def _holds(g: Geometry) -> tuple[int, int]:
         # Where each value is divided a word's write must not meet the read of the next one either.
         meets = g.addend_division and g.value_cycles + holds[0] == g.channel_cycles + 1
         if len(set(cycles)) < len(cycles) or writes[-1] > activations[0] or meets:
-            return len(apart) + 1, 0
-        clashes = sum(
-            any((a - b) % n == 0 and a != b for a in cycles for b in cycles) for n in apart
+            return len(apart) * (max(apart) + max(cycles) + 1), 0
+        gaps = {b - a for a in cycles for b in cycles if b > a}
+        paces = sum(
+            next(n for n in count(least) if all(gap % n for gap in gaps)) for least in apart
         )
         widths = (
             g.slot_values * bits + PLACE_BITS for bits in (g.residual_bits, g.activation_bits)
         )
-        return clashes, sum(cycles * bits for cycles, bits in zip(holds, widths, strict=True))
+        return paces, sum(cycles * bits for cycles, bits in zip(holds, widths, strict=True))
 
-    steps = (words * KERNEL_STEPS * g.halves + g.split_sums for words in (1, 2))
-    apart = {max(g.tiles_apart, n) for n in steps}
+    words = KERNEL_STEPS, 2 * KERNEL_STEPS, g.window_slices * INPUT_COLUMNS
+    apart = {max(g.tiles_apart, n * g.halves + g.split_sums) for n in words}
     choices = [(r, a) for r in range(4) for a in range(4 + g.pixel_lanes)]
     return min(choices, key=cost)

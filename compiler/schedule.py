@@ -3,7 +3,7 @@
 A layer of the engine is a convolution together with what finishes it (`Conv`, then `Add`, then
 `Quantise`), a `Pool` or a `MaxPool`. The head's `SumPixels` is computed by its convolution, one
 weight shared by all taps of a window as large as the map. The first convolution takes its window's
-three columns from one memory word, where the input writer puts them.
+three rows from one memory word, where the input writer puts them.
 
 Two things are done by convolutions that are none. A residual stream that starts with activations
 reads each of them twice, with weights that cancel out for all channels but one, whose double they
@@ -369,11 +369,6 @@ def _groups(channels: int, geometry: Geometry) -> int:
     return -(-channels // unit) * unit // geometry.output_lanes
 
 
-def _guard(geometry: Geometry) -> int:
-    """Words before a slice of the input, and behind it: what the first and last pixel reach."""
-    return (geometry.input_columns + 1) // 2
-
-
 def _wider(geometry: Geometry, field: str) -> dict[str, int] | None:
     """What brings a field of the record another bit, if one size alone does."""
     g = geometry
@@ -395,17 +390,12 @@ def _wider_stream(geometry: Geometry, bits: int) -> dict[str, int]:
     return {"residual_bits": bits} | fewer
 
 
-def _input_plane(tensor: Tensor, geometry: Geometry) -> int:
-    """Words of one slice of the input: every pixel, and the guard at either end."""
-    return tensor.height * tensor.width + 2 * _guard(geometry)
-
-
 def _words(tensor: Tensor, first: bool, geometry: Geometry) -> int:
     if tensor.kind == "residual":
         planes = _groups(tensor.channels, geometry) * geometry.residual_words
         return planes * tensor.height * _tiles(tensor.width, geometry)
     if first:
-        return _input_plane(tensor, geometry) * geometry.input_slices
+        return tensor.height * tensor.width * geometry.input_slices
     return -(-tensor.channels // geometry.word_channels) * tensor.height * tensor.width
 
 
@@ -623,7 +613,7 @@ class _Blocks:
         if lag is None:
             return False
         if f.source == self._input:  # it stays where it is
-            at = g.input_first + _guard(g) - lag
+            at = g.input_first - lag
             if at < 0:
                 return False
             words = tensor.height * tensor.width
@@ -650,7 +640,8 @@ class _Blocks:
         once = not f.first or g.input_slices == g.window_slices
         if not same or not once or g.output_lanes != g.word_channels:
             return None
-        return f.op.pads.top * source.width
+        above = g.input_rows // 2 if f.first else 0  # rows that a word of the image holds
+        return (f.op.pads.top - above) * source.width
 
 
 # -- layers ----------------------------------------------------------------------------------------
@@ -671,8 +662,8 @@ class _Builder:
                 f"input: the image has {image.channels} channels, but the engine takes {most}",
                 needs={"plain_input": True} if image.channels <= possible else None,
             )
-        plane, mask = _input_plane(q, self.geometry), (1 << self.geometry.address_bits) - 1
-        back = self.geometry.input_columns - 1
+        plane, mask = q.height * q.width, (1 << self.geometry.address_bits) - 1
+        back = (self.geometry.input_rows - 1) * q.width
         return {
             "magic": MAGIC,
             "geometry": self.geometry.digest,
@@ -683,8 +674,8 @@ class _Builder:
             "zero": q.zero,
             "height": image.height - 1,
             "width": image.width - 1,
-            "step_slice": (plane - back) & mask,
-            "step_back": (-(self.geometry.input_slices - 1) * plane - back) & mask,
+            "step_slice": (plane + back) & mask,
+            "step_back": (back - (self.geometry.input_slices - 1) * plane) & mask,
         }
 
     def input_params(self, op: Quantise) -> tuple[Param, ...]:
@@ -1094,7 +1085,7 @@ class _Builder:
         pads = op.pads
         height, width = (source.height, source.width) if f.summed else (op.kernel,) * 2
         if f.first:
-            first += _guard(g) + i * _input_plane(source, g)
+            first += i * source.height * source.width
         if f.first and not g.plain_input:
             if not _usual(op):
                 raise CapacityError(
@@ -1102,12 +1093,11 @@ class _Builder:
                     f"{op.kernel}x{op.kernel}, stride {op.stride}, {op.pads}",
                     needs={"plain_input": True},
                 )
-            width, pads = 1, arith.Pads(1, 0, 1, 0)
+            height, pads = 1, arith.Pads(0, 1, 0, 1)
         apart = source.width, self._plane(f.source)
         sliced = f.first and g.window_slices > 1
         if sliced:
-            apart = _input_plane(source, g), source.width
-            height, words = g.window_slices, height
+            apart, height = (source.height * source.width, 0), g.window_slices
         whole = f.summed or (out.height, out.width) == (1, 1)
         pixels = 1 if whole else g.pixel_lanes
         walk = self._walk(
@@ -1246,20 +1236,20 @@ class _Builder:
                 return steps.reshape(-1, 1, g.output_lanes, g.input_lanes)
             case _:
                 signs = np.ones((1, 1, 1, 1), np.int8)
-        if f.first:  # channels lie apart, and columns become lanes
+        if f.first:  # channels lie apart, and rows become lanes
             c_out, c_in, rows, columns = signs.shape
-            taps = np.ones((c_out, g.input_columns, g.tap_lanes, rows, columns), np.int8)
+            taps = np.ones((c_out, g.input_rows, g.tap_lanes, rows, columns), np.int8)
             apart = g.mask_channels
             taps[:, :, 1::2] = -1
             taps[:, 0, : c_in * apart : apart] = signs
             if apart > 1:  # the lane beside it takes off the zero point, which it holds
                 taps[:, 0, 1 : c_in * apart : apart] = -signs
             if not g.plain_input:
-                taps = np.moveaxis(taps[:, 0], -1, 1)[..., None]
+                taps = np.moveaxis(taps[:, 0], 2, 1)[:, :, :, None]
             signs = taps.reshape(c_out, -1, *taps.shape[3:])
         turns = groups_in(record)
         groups = (record["groups_less"] + 1) * turns
-        words = 1 if record["sliced"] else record["words_less"] + 1
+        words = record["words_less"] + 1
         c_out, c_in, rows, columns = signs.shape
         full = np.ones((groups * g.output_lanes, words * g.word_channels, rows, columns), np.int8)
         full[:, 1::2] = -1  # lanes that no channel uses hold the zero point: in pairs it cancels

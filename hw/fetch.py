@@ -27,9 +27,9 @@ class WindowFetch(wiring.Component):
     Order: rows of tiles, columns of the map, rows of the window, memory words of a pixel. So a
     window's words stand one after another in the buffer behind (`hw.window`), and the next window's
     begin a few columns further on. In the first layer (``sliced``) what are rows elsewhere are the
-    slices of the input, and what are memory words the rows of each. Pooling walks over memory words
-    of residuals in the same way, and each group is the next plane of them. A word outside the map
-    is not read: it is the padding.
+    slices of the input, whose words hold all rows of a window. Pooling walks over memory words of
+    residuals in the same way, and each group is the next plane of them. A word outside the map is
+    not read: it is the padding.
 
     The address moves by one stride a word (`hw.pointer`): the compiler has multiplied all there is
     to multiply. Strides are looked up ahead, so the counters are one word ahead of the address.
@@ -122,12 +122,11 @@ class WindowFetch(wiring.Component):
             (line, last_line, r.height_out_less),
         )
         y_step = Signal(len(y))
-        height_less = Mux(sliced, r.words_less, r.kernel_h_less)
+        height_less = Mux(sliced, 0, r.kernel_h_less)
         with m.If(~last_word):
-            m.d.comb += [stride.eq(BEHIND["word"]), y_step.eq(sliced)]
+            m.d.comb += stride.eq(BEHIND["word"])
         with m.Elif(~last_row):
-            m.d.comb += stride.eq(BEHIND["row"])
-            m.d.comb += y_step.eq(Mux(sliced, -height_less, 1))
+            m.d.comb += [stride.eq(BEHIND["row"]), y_step.eq(~sliced)]
         with m.Elif(~last_column):
             m.d.comb += [stride.eq(BEHIND["column"]), y_step.eq(-height_less)]
         with m.Elif(~last_line):

@@ -6,7 +6,7 @@ from amaranth.hdl import Module, Mux, Signal, Value, signed
 from amaranth.lib import data, memory, wiring
 from amaranth.lib.wiring import In, Out
 
-from compiler.geometry import INPUT_ROWS, Geometry
+from compiler.geometry import INPUT_COLUMNS, Geometry
 from hw.layout import struct
 
 
@@ -16,8 +16,9 @@ class WindowBuffer(wiring.Component):
     A window is a run of words, column by column; with its last word the reader goes back to where
     the next one begins (`step_window`), so each word is fetched once for a row of tiles and read as
     often as windows hold it; or, for the first of two groups (``paired``), to where this one began.
-    With a row's last window it goes on to the next row's first word. What lies before the window
-    that is being read makes room. Pixel lanes read the same ring `step_pixel` apart, each from its
+    With a row's last window it goes on to the next row's first word. In the first layer the slices
+    of the image stand side by side in a column, and each is read in turn (``sliced``). What lies
+    before the window that is being read makes room. Pixel lanes read the same ring `step_pixel` apart, each from its
     own copy.
 
     Each word feeds the input lanes in ``halves`` steps, or goes to the pool. The last step of a
@@ -85,12 +86,14 @@ class WindowBuffer(wiring.Component):
         there = Signal()
         m.d.sync += there.eq(Mux(take, following != next_written, pointer != next_written))
         available = there
-        if g.pixel_lanes > 1:
-            # The first lane never gets ahead of what is written; the last one may. Between layers,
-            # when the record is anything, there is nothing for the first one.
+        farthest = Signal(bits)  # what the last lane reads
+        if g.pixel_lanes > 1 or g.window_slices > 1:
+            # A lane that goes on step by step never gets ahead of what is written; the last one
+            # may, or one that goes on by slices. Between layers, when the record is anything, there
+            # is nothing for the first one.
             reach = Signal(bits)  # from the first lane to the last
             m.d.sync += reach.eq(sum(r.step_pixel for _ in range(1, g.pixel_lanes)))
-            farthest, next_farthest = Signal(bits), Signal(bits)  # what the last lane reads
+            next_farthest = Signal(bits)
             m.d.comb += [farthest.eq(pointer + reach), next_farthest.eq(following + reach)]
             behind, next_behind, all_there = Signal(signed(bits)), Signal(signed(bits)), Signal()
             m.d.comb += [
@@ -113,7 +116,8 @@ class WindowBuffer(wiring.Component):
         row_end = self._count(m, "tile", r.tiles_less, take & done)
         m.d.comb += fresh.eq(self.marked & (pointer == first))
         base = Mux(last_word & row_end, farthest, pointer) if g.pixel_lanes > 1 else pointer
-        m.d.comb += following.eq(base + Mux(last_word & ~row_end, r.step_window, 1))
+        onward = self._onward(m, take, last_word) if g.window_slices > 1 else 1
+        m.d.comb += following.eq(base + Mux(last_word & ~row_end, r.step_window, onward))
         if g.paired_groups:
             with m.If(last_word & again):
                 m.d.comb += following.eq(begin)
@@ -146,7 +150,7 @@ class WindowBuffer(wiring.Component):
             take.eq(available & (~stepping | (final & ~last) if g.split_sums else free)),
         ]
         if g.window_slices > 1:
-            self._slice(m, take, final)
+            m.d.comb += self.slice_end.eq(self._last_of_slice & final)
         with m.If(take):
             m.d.sync += [stepping.eq(~r.pool), self.pool_valid.eq(r.pool)]
             m.d.sync += [last.eq(last_word), half.eq(0)]
@@ -163,14 +167,20 @@ class WindowBuffer(wiring.Component):
         self._address(m, take, fresh, turn == 0, final)
         return m
 
-    def _slice(self, m: Module, take: Signal, final: Signal) -> None:
-        """A slice has a word a row of the window."""
-        row, last = Signal(range(INPUT_ROWS)), Signal(name="last_of_slice")
-        ends = row == INPUT_ROWS - 1
+    def _onward(self, m: Module, take: Signal, last_word: Signal) -> Value:
+        """From a word of the window to its next: a slice of the image has one in each column.
+
+        Behind a slice's last it is the next slice's in the window's first column; behind the last
+        of all, where a row ends, the one that follows in the ring.
+        """
+        slices, sliced = self._geometry.window_slices, self.record.sliced
+        column, self._last_of_slice = Signal(range(INPUT_COLUMNS)), Signal(name="last_of_slice")
+        ends = column == INPUT_COLUMNS - 1
         with m.If(take):
-            m.d.sync += row.eq(Mux(self.record.sliced & ~ends, row + 1, 0))
-            m.d.sync += last.eq(ends)
-        m.d.comb += self.slice_end.eq(last & final)
+            m.d.sync += column.eq(Mux(sliced & ~ends, column + 1, 0))
+            m.d.sync += self._last_of_slice.eq(ends)
+        back = 1 - (INPUT_COLUMNS - 1) * slices
+        return Mux(sliced & ~last_word, Mux(ends, back, slices), 1)
 
     @staticmethod
     def _count(m: Module, name: str, less: Value, step: Value) -> Signal:

@@ -1,4 +1,4 @@
-"""The input writer: quantised pixels to memory, one or three columns of the window to a word."""
+"""The input writer: quantised pixels to memory, one or three rows of the window to a word."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ from hw.layout import memory_write, struct
 
 
 class InputWriter(wiring.Component):
-    """Writes each pixel as the right, middle and left column of three neighbouring words.
+    """Writes each pixel as the top, middle and bottom row of three words, one above another.
 
-    Word n of a slice holds columns n-1, n, n+1 in lanes ``column * tap_lanes + channel``, so that
-    the first layer's window is three words high and one wide (where a mask bit is for several lanes
-    a channel has as many, and is in the first). What lies beyond a row's ends, and lanes that no
-    channel uses, hold the zero point. The map has two words of guard at either end;
-    see `compiler.schedule`. With ``plain_input`` word n holds column n alone, and one is guard.
+    A slice's word of pixel (x, y) holds rows y-1, y, y+1 of column x in lanes
+    ``row * tap_lanes + channel``, so that the first layer's window is one word high and three wide,
+    and columns are fetched once for a row of them (where a mask bit is for several lanes a channel
+    has as many, and is in the first). What lies above and below the image, and lanes that no
+    channel uses, hold the zero point: a row of padding is taken in before the first, and another
+    behind the last. With ``plain_input`` a word holds its own pixel alone.
 
     Two cycles a lane: a pixel takes 6 * slices cycles for each of its lanes, which the host's link
     hides.
@@ -51,28 +52,30 @@ class InputWriter(wiring.Component):
     def elaborate(self, platform: object) -> Module:
         m = Module()
         g, h = self._geometry, self.header
-        columns = g.input_columns
-        # The last column takes the lanes that are left over.
-        spare = g.mask_bits - columns * g.tap_channels
+        rows = g.input_rows
+        # The last row takes the lanes that are left over.
+        spare = g.mask_bits - rows * g.tap_channels
         lane, last_lane = Signal(range(g.tap_channels + spare)), g.tap_channels + spare - 1
         column, row = Signal.like(h.width), Signal.like(h.height)
-        slot = Signal(range(columns))
-        real = Signal()  # the pixel exists: it is neither before the first nor behind the last
-        begun = Signal()
+        slot = Signal(range(rows))  # the row of its word that the pixel is written as
+        above, first_row, below = Signal(), Signal(), Signal()  # of the image; the pixel's row is
         word = self.memory.address
         slices = g.input_slices
         slice_ = Signal(range(max(slices, 2)))
-        last_slot, last_slice = slot == columns - 1, slice_ == slices - 1
+        last_slot, last_slice = slot == rows - 1, slice_ == slices - 1
         last_column, last_row = column == h.width, row == h.height
+        real, follows = ~above & ~below, above | (~below & ~last_row)  # follows: a row of pixels
+        inside = Signal()  # the word lies in the map
 
         with m.FSM():
             with m.State("idle"):
                 m.d.sync += [
                     word.eq(g.input_first),
-                    Cat(lane, column, row, real, begun, slot, slice_).eq(0),
+                    Cat(lane, column, row, below, slot, slice_).eq(0),
+                    Cat(above, first_row).eq(-1 if rows > 1 else 0),
                 ]
                 with m.If(self.start):
-                    m.next = "prepare"  # the pixel before the first: all padding
+                    m.next = "prepare" if rows > 1 else "take"
             with m.State("take"):
                 m.d.comb += self.ready.eq(1)
                 with m.If(self.q_valid):
@@ -80,14 +83,18 @@ class InputWriter(wiring.Component):
             with m.State("prepare"):  # what is written goes through a register: see `digit`
                 m.d.sync += self.memory.valid.eq(1)
                 m.d.comb += self.soon.eq(1)
+                # As the top row it is in the word below, as the bottom one in that above.
+                own = Mux(last_slot, ~first_row, real) if rows > 1 else real
+                m.d.sync += inside.eq(Mux(slot == 0, follows, own) if rows > 1 else own)
                 m.next = "write"
             with m.State("write"):
                 with m.If(self.memory.ready):
                     m.d.sync += self.memory.valid.eq(0)
                     m.next = "prepare"
                     step = Signal(g.address_bits)
+                    up = ~Cat(h.width, Const(0, g.address_bits - len(h.width)))  # a row of words
                     m.d.comb += step.eq(
-                        Mux(last_slot, Mux(last_slice, h.step_back, h.step_slice), 1)
+                        Mux(last_slot, Mux(last_slice, h.step_back, h.step_slice), up)
                     )
                     m.d.sync += [slot.eq(Mux(last_slot, 0, slot + 1)), word.eq(word + step)]
                     with m.If(last_slot):
@@ -99,29 +106,25 @@ class InputWriter(wiring.Component):
                         with m.Elif(lane == last_lane):
                             m.next = "next"
             with m.State("next"):
-                m.d.sync += [lane.eq(0), word.eq(word + 1), real.eq(1), begun.eq(1)]
-                m.next = "take"
-                with m.If(real):
-                    m.d.sync += column.eq(Mux(last_column, 0, column + 1))
-                    with m.If(last_column):
-                        m.d.sync += row.eq(row + 1)
-                        with m.If(last_row):
-                            m.d.sync += real.eq(0)
-                            m.next = "prepare"  # the pixel behind the last
-                with m.Elif(begun):
-                    m.d.comb += self.done.eq(1)
-                    m.next = "idle"
+                m.d.sync += [lane.eq(0), word.eq(word + 1)]
+                m.d.sync += column.eq(Mux(last_column, 0, column + 1))
+                m.next = "prepare"
+                with m.If(Mux(last_column, follows, real)):
+                    m.next = "take"
+                with m.If(last_column):
+                    m.d.sync += [above.eq(0), below.eq(~follows)]
+                    with m.If(~above):
+                        m.d.sync += [first_row.eq(0), row.eq(row + 1)]
+                    with m.If(below if rows > 1 else last_row):
+                        m.d.comb += self.done.eq(1)
+                        m.next = "idle"
 
-        # Slot 0 is the word to the left, where the pixel is the right column. A row's first pixel
-        # is nobody's right column, its last nobody's left.
         padding = ~real | (lane > h.channels)
-        if columns > 1:
-            padding |= ((slot == 0) & (column == 0)) | (last_slot & last_column)
         masks = []
         for lane_index in range(g.mask_bits):
-            at = min(lane_index // g.tap_channels, columns - 1)
-            chosen = (slot == columns - 1 - at) & (lane == lane_index - at * g.tap_channels)
-            masks.append(chosen)
+            at = min(lane_index // g.tap_channels, rows - 1)
+            chosen = (slot == at) & (lane == lane_index - at * g.tap_channels)
+            masks.append(chosen & inside)
         value = Mux(padding, h.zero, self.q)
         written = [self._digit(m, value, slice_, "digit")]
         if g.mask_channels > 1:

@@ -181,18 +181,18 @@ def conv_steps(plan: Schedule, layer: Layer, op: Conv, part: int) -> Iterator[li
         slices = arith.num_slices(source.bits, g.activation_bits)
         together = g.window_slices > 1
         areas = {
-            s: Map(region.first + s * (region.words // slices) + 2, source.height, source.width)
+            s: Map(region.first + s * (region.words // slices), source.height, source.width)
             for s in (range(slices) if together else [part])
         }
-        kernel, pads, planes = (3, 1), arith.Pads(1, 0, 1, 0), 1
+        kernel, pads, planes = (1, 3), arith.Pads(0, 1, 0, 1), 1
     apart = 0 if summed else 1  # pixel lanes of a window over the whole map read the same
     for _ in layer.params:
         group = []
         for y in range(out.height):
             for tile in range(-(-out.width // g.pixel_lanes)):
                 steps: list[Step] = []
-                walk = itertools.product(range(kernel[1]), areas, range(kernel[0]), range(planes))
-                for column, s, row, plane in walk:
+                walk = itertools.product(areas, range(kernel[1]), range(kernel[0]), range(planes))
+                for s, column, row, plane in walk:
                     at = tuple(
                         areas[s].address(
                             plane,
@@ -203,7 +203,7 @@ def conv_steps(plan: Schedule, layer: Layer, op: Conv, part: int) -> Iterator[li
                     )
                     for half in range(g.halves):
                         weight = plane * g.halves + half if summed else len(steps)
-                        ends = row == kernel[0] - 1 and half == g.halves - 1 and len(areas) > 1
+                        ends = column == kernel[1] - 1 and half == g.halves - 1 and len(areas) > 1
                         steps.append(Step(at, half, weight, s, ends))
                 steps[-1] = replace(steps[-1], last=True)
                 group += steps
