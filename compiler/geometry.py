@@ -19,6 +19,9 @@ from compiler.errors import UsageError
 MAGIC = 0x5349_474E
 """First word of every Image stream: "SIGN"."""
 
+IMAGE_VERSION = 4
+"""Of what an Image means to an engine, layouts apart: which takes none of another version."""
+
 COUNT_BITS = 16
 """Of the number of an Image's stream words, less one."""
 
@@ -594,7 +597,7 @@ class Geometry:
             told = told | {"split_sums"}
         names = [f.name for f in fields(self) if f.name not in told]
         text = ",".join(f"{name}={getattr(self, name)}" for name in names)
-        text += repr((self.header_fields, self.param_fields, self.record_layouts))
+        text += repr((IMAGE_VERSION, self.header_fields, self.param_fields, self.record_layouts))
         return zlib.crc32(text.encode())
 
     # -- layouts: (field, width), the first in the least significant bits --------------------------

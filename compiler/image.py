@@ -45,12 +45,10 @@ from numpy.typing import NDArray
 
 from compiler import arith
 from compiler.errors import CapacityError, ImageError
-from compiler.geometry import COUNT_BITS, MAGIC, Geometry, groups_in
+from compiler.geometry import COUNT_BITS, IMAGE_VERSION, MAGIC, Geometry, groups_in
 from compiler.schedule import Param, Schedule
 
 FORMAT = "signum-image"
-VERSION = 3
-
 FRAME_BYTES = 4
 """Of each of magic, number of words, ring and CRC in flash."""
 
@@ -143,7 +141,7 @@ def pack(image: Image) -> bytes:
         stream += data
     head = {
         "format": FORMAT,
-        "version": VERSION,
+        "version": IMAGE_VERSION,
         "network": image.network,
         "geometry": asdict(g),
         "room": image.room,
@@ -164,8 +162,8 @@ def unpack(data: bytes) -> Image:
     text, zero, stream = data.partition(b"\0")
     try:
         head = json.loads(text)
-        if head["format"] != FORMAT or head["version"] != VERSION or not zero:
-            raise ImageError(f"file must be a {FORMAT} of version {VERSION}")
+        if head["format"] != FORMAT or head["version"] != IMAGE_VERSION or not zero:
+            raise ImageError(f"file must be a {FORMAT} of version {IMAGE_VERSION}")
         geometry = Geometry(**head["geometry"])
         sections = [(str(s["name"]), int(s["words"]), int(s["crc32"])) for s in head["sections"]]
         network, room = str(head["network"]), int(head["room"])

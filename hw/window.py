@@ -18,8 +18,8 @@ class WindowBuffer(wiring.Component):
     often as windows hold it; or, for the first of two groups (``paired``), to where this one began.
     With a row's last window it goes on to the next row's first word. In the first layer the slices
     of the image stand side by side in a column, and each is read in turn (``sliced``). What lies
-    before the window that is being read makes room. Pixel lanes read the same ring `step_pixel` apart, each from its
-    own copy.
+    before the window that is being read makes room. Pixel lanes read the same ring `step_pixel`
+    apart, each from its own copy.
 
     Each word feeds the input lanes in ``halves`` steps, or goes to the pool. The last step of a
     window waits for `gate`: the requantiser paces the tiles.
