@@ -239,7 +239,6 @@ ICEBREAKER = Board(
         "flash_io3": Pin("13"),
     },
     clock_hz=36e6,
-    first_seed=2,
     baud=2_000_000,
     flash=Flash(size=16 << 20, image_offset=1 << 20, lines=4),
     geometry=UP5K_GEOMETRY,
