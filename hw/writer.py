@@ -18,8 +18,7 @@ class InputWriter(wiring.Component):
     ``row * tap_lanes + channel``, so that the first layer's window is one word high and three wide,
     and columns are fetched once for a row of them (where a mask bit is for several lanes a channel
     has as many, and is in the first). What lies above and below the image, and lanes that no
-    channel uses, hold the zero point: a row of padding is taken in before the first, and another
-    behind the last. With ``plain_input`` a word holds its own pixel alone.
+    channel uses, hold the zero point. With ``plain_input`` a word holds its own pixel alone.
 
     Two cycles a lane: a pixel takes 6 * slices cycles for each of its lanes, which the host's link
     hides.
@@ -58,24 +57,24 @@ class InputWriter(wiring.Component):
         lane, last_lane = Signal(range(g.tap_channels + spare)), g.tap_channels + spare - 1
         column, row = Signal.like(h.width), Signal.like(h.height)
         slot = Signal(range(rows))  # the row of its word that the pixel is written as
-        above, first_row, below = Signal(), Signal(), Signal()  # of the image; the pixel's row is
+        first_row, taken = Signal(), Signal(rows)  # taken: rows of the word that are written
         word = self.memory.address
         slices = g.input_slices
         slice_ = Signal(range(max(slices, 2)))
         last_slot, last_slice = slot == rows - 1, slice_ == slices - 1
         last_column, last_row = column == h.width, row == h.height
-        real, follows = ~above & ~below, above | (~below & ~last_row)  # follows: a row of pixels
-        inside = Signal()  # the word lies in the map
 
         with m.FSM():
             with m.State("idle"):
+                # As the top row the first pixel is in the word below it.
+                first = g.input_first + (h.width + 1 if rows > 1 else 0)
                 m.d.sync += [
-                    word.eq(g.input_first),
-                    Cat(lane, column, row, below, slot, slice_).eq(0),
-                    Cat(above, first_row).eq(-1 if rows > 1 else 0),
+                    word.eq(first),
+                    Cat(lane, column, row, slot, slice_).eq(0),
+                    first_row.eq(1),
                 ]
                 with m.If(self.start):
-                    m.next = "prepare" if rows > 1 else "take"
+                    m.next = "take"
             with m.State("take"):
                 m.d.comb += self.ready.eq(1)
                 with m.If(self.q_valid):
@@ -83,9 +82,17 @@ class InputWriter(wiring.Component):
             with m.State("prepare"):  # what is written goes through a register: see `digit`
                 m.d.sync += self.memory.valid.eq(1)
                 m.d.comb += self.soon.eq(1)
-                # As the top row it is in the word below, as the bottom one in that above.
-                own = Mux(last_slot, ~first_row, real) if rows > 1 else real
-                m.d.sync += inside.eq(Mux(slot == 0, follows, own) if rows > 1 else own)
+                if rows > 1:  # what no pixel is above or below is written with the pixel's own row
+                    top, own = slot == 0, slot == 1
+                    m.d.sync += taken.eq(
+                        Cat(
+                            Mux(first_row, own | (top & ~last_row), top & ~last_row),
+                            own,
+                            Mux(last_row, own | (last_slot & ~first_row), last_slot & ~first_row),
+                        )
+                    )
+                else:
+                    m.d.sync += taken.eq(1)
                 m.next = "write"
             with m.State("write"):
                 with m.If(self.memory.ready):
@@ -101,38 +108,35 @@ class InputWriter(wiring.Component):
                         m.d.sync += slice_.eq(Mux(last_slice, 0, slice_ + 1))
                     with m.If(last_slot & last_slice):
                         m.d.sync += lane.eq(lane + 1)
-                        with m.If(real & (lane < h.channels)):
+                        with m.If(lane < h.channels):
                             m.next = "take"
                         with m.Elif(lane == last_lane):
                             m.next = "next"
             with m.State("next"):
                 m.d.sync += [lane.eq(0), word.eq(word + 1)]
                 m.d.sync += column.eq(Mux(last_column, 0, column + 1))
-                m.next = "prepare"
-                with m.If(Mux(last_column, follows, real)):
-                    m.next = "take"
+                m.next = "take"
                 with m.If(last_column):
-                    m.d.sync += [above.eq(0), below.eq(~follows)]
-                    with m.If(~above):
-                        m.d.sync += [first_row.eq(0), row.eq(row + 1)]
-                    with m.If(below if rows > 1 else last_row):
+                    m.d.sync += [first_row.eq(0), row.eq(row + 1)]
+                    with m.If(last_row):
                         m.d.comb += self.done.eq(1)
                         m.next = "idle"
 
-        padding = ~real | (lane > h.channels)
-        masks = []
+        value = Mux(lane > h.channels, h.zero, self.q)
+        digit = self._digit(m, value, slice_, "digit")
+        beside = digit  # of the rows above and below
+        if rows > 1:
+            beside = self._digit(m, Mux(slot == 1, h.zero, value), slice_, "beside")
+        digits, masks = [], []
         for lane_index in range(g.mask_bits):
             at = min(lane_index // g.tap_channels, rows - 1)
-            chosen = (slot == at) & (lane == lane_index - at * g.tap_channels)
-            masks.append(chosen & inside)
-        value = Mux(padding, h.zero, self.q)
-        written = [self._digit(m, value, slice_, "digit")]
+            masks.append(taken[at] & (lane == lane_index - at * g.tap_channels))
+            digits.append(beside if rows > 1 and at != 1 else digit)
+        written: list[Value] = list(digits)
         if g.mask_channels > 1:
-            written += [self._digit(m, h.zero, slice_, "empty")] * (g.mask_channels - 1)
-        m.d.comb += [
-            self.memory.data.eq(Cat(written).replicate(g.mask_bits)),
-            self.memory.mask.eq(Cat(*masks)),
-        ]
+            empty = [self._digit(m, h.zero, slice_, "empty")] * (g.mask_channels - 1)
+            written = [part for own in digits for part in (own, *empty)]
+        m.d.comb += [self.memory.data.eq(Cat(written)), self.memory.mask.eq(Cat(*masks))]
         return m
 
     def _digit(self, m: Module, value: Value, slice_: Signal, name: str) -> Signal:

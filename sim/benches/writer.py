@@ -82,6 +82,9 @@ async def _write(dut, name: str, plan: Schedule, rng: random.Random) -> int:
     await edge
     ports.start.value = 0
     share, done, offered = rng.choice((0.0, 0.5, 0.9)), False, False
+    # The link sends on: without stalls each byte is taken soon, the first one at once.
+    lanes = g.mask_bits - (g.input_rows - 1) * g.tap_channels
+    patience = 2
     while not done:
         ports.memory__ready.value = ready = int(rng.random() >= share)
         ports.q_valid.value = 0
@@ -89,8 +92,11 @@ async def _write(dut, name: str, plan: Schedule, rng: random.Random) -> int:
         if offered:
             ports.q.value, ports.q_valid.value = queue.pop(0), 1
         await edge
+        patience -= share == 0 and ports.ready.value == 0
+        assert patience > 0, f"{name}, image {q.shape}: a byte waits too long"
         if offered:
             assert ports.ready.value == 1
+            patience = 2 * g.input_rows * g.input_slices * lanes + 4
         offered = ports.ready.value == 1 and not offered
         done = ports.done.value == 1
         if ready and ports.memory__valid.value == 1:
