@@ -358,8 +358,8 @@ class Geometry:
 
     @property
     def input_first(self) -> int:
-        """Address of the image. Below are the rows by which a plane that takes its place is ahead
-        of it, and those by which the next is ahead of that one."""
+        """Address of the image. A plane may take its place; below is the row by which the plane
+        that takes that one's is ahead of it."""
         follows = self.planes_apart and self.output_lanes == self.word_channels
         return 1 << self.map_bits if follows else 0
 

@@ -205,7 +205,7 @@ def stream_bits(program: Program, geometry: Geometry) -> int:
 
 
 def _usual(first: Conv) -> bool:
-    """Whether a first convolution can take its columns from one memory word."""
+    """Whether a first convolution can take its rows from one memory word."""
     return (first.kernel, first.stride, first.pads) == (3, 1, arith.Pads(1, 1, 1, 1))
 
 
