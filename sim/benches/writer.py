@@ -83,7 +83,7 @@ async def _write(dut, name: str, plan: Schedule, rng: random.Random) -> int:
     ports.start.value = 0
     share, done, offered = rng.choice((0.0, 0.5, 0.9)), False, False
     # The link sends on: without stalls each byte is taken soon, the first one at once.
-    lanes = g.mask_bits - (g.input_rows - 1) * g.tap_channels
+    most = g.mask_bits - (g.input_rows - 1) * g.tap_channels  # lanes of a channel and what is spare
     patience = 2
     while not done:
         ports.memory__ready.value = ready = int(rng.random() >= share)
@@ -96,7 +96,7 @@ async def _write(dut, name: str, plan: Schedule, rng: random.Random) -> int:
         assert patience > 0, f"{name}, image {q.shape}: a byte waits too long"
         if offered:
             assert ports.ready.value == 1
-            patience = 2 * g.input_rows * g.input_slices * lanes + 4
+            patience = 2 * g.input_rows * g.input_slices * most + 4
         offered = ports.ready.value == 1 and not offered
         done = ports.done.value == 1
         if ready and ports.memory__valid.value == 1:
