@@ -106,12 +106,12 @@ def test_image_from_flash_during_the_picture(made, on_board, room):
     hold_to(laid_out, run)
 
 
-def hold_to(laid_out: Schedule, run: accuracy.BoardRun) -> None:
-    """Cycles that were predicted, to half a per cent."""
+def hold_to(laid_out: Schedule, run: accuracy.BoardRun, spare: int = 0) -> None:
+    """Cycles that were predicted, to half a per cent, or to ``spare`` of a small network's."""
     print(f"{run.cycles}, predicted {laid_out.cycles}")
     for layer, cycles in zip(laid_out.layers, run.layer_cycles.T, strict=True):
         print(f"  {layer.name:<24}{layer.cycles:>8}{cycles.tolist()!s:>24}")
-    assert run.cycles == pytest.approx(laid_out.cycles, rel=0.005)
+    assert run.cycles == pytest.approx(laid_out.cycles, rel=0.005, abs=spare)
 
 
 @pytest.mark.slow
@@ -120,11 +120,13 @@ def test_image_from_sdram_during_the_picture(tmp_path):
     ulx3s = records.find("ulx3s-25f")
     there, flash = (plan(ulx3s, 4, image_from=source) for source in ("sdram", "flash"))
     made = make(there, tmp_path)
+    # When a refresh is due is not predicted: one more or less before a picture, and one within.
+    spare = 2 * there.reader().pace.row_cycles
     for room in (16, 64):
         laid_out, _ = image_of(made, 0, room)
         slower, _ = image_of(Made(flash, made.verilog), 0, room)
         assert laid_out.cycles < 0.8 * slower.cycles
-        hold_to(laid_out, run_on(made, 0, room))
+        hold_to(laid_out, run_on(made, 0, room), spare=spare)
 
 
 @pytest.mark.nightly
