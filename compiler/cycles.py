@@ -84,6 +84,8 @@ class FlashPace:
         From the end of a pass to the first bits of the next.
     row_units, row_cycles : int
         After so many units from a pass's beginning on it rests for so many cycles; 0 if never.
+    most_cycles : int
+        It rests so at the latest when so many have passed since it last did; 0 if it need not.
     """
 
     unit_cycles: int
@@ -92,6 +94,7 @@ class FlashPace:
     start_cycles: int
     row_units: int = 0
     row_cycles: int = 0
+    most_cycles: int = 0
 
     def in_units_of(self, bits: int) -> FlashPace:
         """The same where several units are stored at once."""
@@ -133,6 +136,8 @@ class Flash:
     waited: int = 0  # cycles in that one, of those that are spare: the next unit comes meanwhile
     unit: int = 0  # of the word
     units: int = 0  # of the row
+    rested: int = 0  # cycles since then, negative meanwhile
+    resting: int = 0  # that are left of a rest while a unit waits
 
     def writes(self) -> bool:
         """Whether a unit wants to be written in this cycle."""
@@ -144,25 +149,40 @@ class Flash:
         while cycles:
             step = min(cycles, last - self.cycle)
             self.cycle, cycles = self.cycle + step, cycles - step
+            self.rested += step
             if not cycles:
                 return
             if not (writes and self.ahead < self.ring):
                 self.waited = min(self.waited + cycles, self.pace.spare_cycles)
+                self._wait(cycles)
                 return
+            self.rested += 1
             self._written()
             cycles -= 1
 
+    def _wait(self, cycles: int) -> None:
+        """While a unit waits a rest may pass that nobody notices, or the most of one."""
+        self.rested, self.resting = self.rested + cycles, max(0, self.resting - cycles)
+        rest, most = self.pace.row_cycles, self.pace.most_cycles
+        if most and self.rested >= most:
+            over = (self.rested - most) % (most + rest)
+            self.rested, self.resting = over - rest, max(0, rest - over)
+
     def _written(self) -> None:
-        self.cycle, self.waited, self.unit = self.waited, 0, self.unit + 1
-        self.units += 1
+        self.cycle, self.waited, self.unit = self.waited - self.resting, 0, self.unit + 1
+        self.units, self.resting = self.units + 1, 0
+        due = self.pace.most_cycles and self.rested >= self.pace.most_cycles
         if self.units == self.pace.row_units:
-            self.units, self.cycle = 0, self.cycle - self.pace.row_cycles
+            self.units, due = 0, True
+        if due:
+            self.cycle, self.rested = self.cycle - self.pace.row_cycles, -self.pace.row_cycles
         if self.unit == self.word_units:
             self.unit, self.ahead, self.coming = 0, self.ahead + 1, self.coming - 1
             if not self.coming:
                 pace = self.pace
                 between = AGAIN_BITS // pace.unit_bits * pace.unit_cycles
                 self.cycle, self.units = -between - pace.start_cycles, 0
+                self.rested = -pace.start_cycles
 
     def shares(self, reads: bool, writes: bool, wants: bool, one: bool) -> tuple[bool, bool]:
         """One cycle of the memory's ports, of which a unit goes before a word that is wanted.

@@ -164,6 +164,7 @@ class SdramReader(wiring.Component):
             start_cycles=start,
             row_units=(1 << COLUMN_BITS) // UNIT_CLOCKS,
             row_cycles=self.turn_cycles,
+            most_cycles=self._lasts - self._refresh - self._activate,
         )
 
     def again_at(self, m: Module, strobe: Value) -> Elaboratable:

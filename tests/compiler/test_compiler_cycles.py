@@ -71,6 +71,26 @@ def test_rows_of_sdram_cost_what_they_rest() -> None:
     assert second == [4] * 7 + [18]
 
 
+def test_refreshes_of_sdram_cost_what_nobody_waits_through() -> None:
+    """One that is due comes between units; of one while the ring is full what is left counts."""
+    pace = cycles.FlashPace(4, 64, 0, start_cycles=20, row_cycles=14, most_cycles=40)
+
+    def steps(waits: int) -> list[int]:
+        flash = cycles.Flash(pace, word_units=1, ring=4, ahead=4, coming=1000, cycle=3)
+        flash.run(waits)
+        came = []
+        for cycle in range(200):
+            flash.ahead = 0
+            if flash.writes():
+                came.append(cycle)
+            flash.run()
+        return [b - a for a, b in pairwise(came)]
+
+    assert steps(0)[:22] == [18 if i in (10, 20) else 4 for i in range(22)]
+    lasts = {38: 0, 39: 14, 41: 13, 50: 4, 54: 0, 60: 0, 54 + 40: 14, 54 + 41: 13}
+    assert {waits: steps(waits)[0] - 4 for waits in lasts} == lasts
+
+
 def test_two_groups_on_a_window_save_what_it_costs_to_fetch() -> None:
     """WRN 20-2 on four pixels: where the window's words are scarce, and only there."""
     program = random_program(0, 8, depth=8, width=2, shape=(3, 32, 32), classes=10)

@@ -50,13 +50,13 @@ def made(tmp_path_factory) -> Made:
     return make(plan(BOARD, 4), tmp_path_factory.mktemp("board"))
 
 
-def image_of(made: Made, seed: int, room: int | None = None):
+def image_of(made: Made, seed: int, room: int | None = None, **network):
     """A small network laid out for the board, and the file that goes to its flash.
 
     ``room`` is how many words of memory its Image may take, if not all there are.
     """
     bits = made.plan.geometry.activation_bits
-    program = networks.random_program(seed, padding=networks.PADDINGS[seed], bits=bits)
+    program = networks.random_program(seed, padding=networks.PADDINGS[seed], bits=bits, **network)
     laid_out, image = fit(program, made.plan)
     if room is not None:
         image = replace(image, room=room)
@@ -67,9 +67,9 @@ def image_of(made: Made, seed: int, room: int | None = None):
     return laid_out, path
 
 
-def run_on(made: Made, seed: int, room: int | None = None) -> accuracy.BoardRun:
+def run_on(made: Made, seed: int, room: int | None = None, **network) -> accuracy.BoardRun:
     """Random pictures through a network of `image_of`."""
-    laid_out, path = image_of(made, seed, room)
+    laid_out, path = image_of(made, seed, room, **network)
     images = random_images(seed, PICTURES, laid_out.program.image.shape)
     return accuracy.on_board(
         *(made.verilog, path, laid_out, images, made.plan.clock_hz, made.plan.baud),
@@ -106,12 +106,12 @@ def test_image_from_flash_during_the_picture(made, on_board, room):
     hold_to(laid_out, run)
 
 
-def hold_to(laid_out: Schedule, run: accuracy.BoardRun, spare: int = 0) -> None:
-    """Cycles that were predicted, to half a per cent, or to ``spare`` of a small network's."""
+def hold_to(laid_out: Schedule, run: accuracy.BoardRun) -> None:
+    """Cycles that were predicted, to half a per cent."""
     print(f"{run.cycles}, predicted {laid_out.cycles}")
     for layer, cycles in zip(laid_out.layers, run.layer_cycles.T, strict=True):
         print(f"  {layer.name:<24}{layer.cycles:>8}{cycles.tolist()!s:>24}")
-    assert run.cycles == pytest.approx(laid_out.cycles, rel=0.005, abs=spare)
+    assert run.cycles == pytest.approx(laid_out.cycles, rel=0.005)
 
 
 @pytest.mark.slow
@@ -120,13 +120,13 @@ def test_image_from_sdram_during_the_picture(tmp_path):
     ulx3s = records.find("ulx3s-25f")
     there, flash = (plan(ulx3s, 4, image_from=source) for source in ("sdram", "flash"))
     made = make(there, tmp_path)
-    # When a refresh is due is not predicted: one more or less before a picture, and one within.
-    spare = 2 * there.reader().pace.row_cycles
-    for room in (16, 64):
-        laid_out, _ = image_of(made, 0, room)
-        slower, _ = image_of(Made(flash, made.verilog), 0, room)
+    # So large that a refresh more or less, for they go on between pictures, is less than that.
+    network: dict = {"shape": (3, 16, 10), "channels": (16, 32)}
+    for room in (16, 32, 64):
+        laid_out, _ = image_of(made, 0, room, **network)
+        slower, _ = image_of(Made(flash, made.verilog), 0, room, **network)
         assert laid_out.cycles < 0.8 * slower.cycles
-        hold_to(laid_out, run_on(made, 0, room), spare=spare)
+        hold_to(laid_out, run_on(made, 0, room, **network))
 
 
 @pytest.mark.nightly
