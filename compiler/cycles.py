@@ -136,8 +136,8 @@ class Flash:
     waited: int = 0  # cycles in that one, of those that are spare: the next unit comes meanwhile
     unit: int = 0  # of the word
     units: int = 0  # of the row
-    rested: int = 0  # cycles since then, negative meanwhile
-    resting: int = 0  # that are left of a rest while a unit waits
+    rested: int = 0  # cycles since the last rest, negative during one
+    resting: int = 0  # cycles that are left of a rest in which a unit waits
 
     def writes(self) -> bool:
         """Whether a unit wants to be written in this cycle."""
@@ -160,18 +160,22 @@ class Flash:
             self._written()
             cycles -= 1
 
+    def _is_due(self) -> bool:
+        """Whether it has to rest before it goes on."""
+        return 0 < self.pace.most_cycles <= self.rested
+
     def _wait(self, cycles: int) -> None:
         """While a unit waits a rest may pass that nobody notices, or the most of one."""
         self.rested, self.resting = self.rested + cycles, max(0, self.resting - cycles)
-        rest, most = self.pace.row_cycles, self.pace.most_cycles
-        if most and self.rested >= most:
+        if self._is_due():
+            rest, most = self.pace.row_cycles, self.pace.most_cycles
             over = (self.rested - most) % (most + rest)
             self.rested, self.resting = over - rest, max(0, rest - over)
 
     def _written(self) -> None:
         self.cycle, self.waited, self.unit = self.waited - self.resting, 0, self.unit + 1
         self.units, self.resting = self.units + 1, 0
-        due = self.pace.most_cycles and self.rested >= self.pace.most_cycles
+        due = self._is_due()
         if self.units == self.pace.row_units:
             self.units, due = 0, True
         if due:
